@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+from uuid import uuid4
 
 import celery.app.amqp
 import kombu
@@ -70,6 +71,20 @@ def broker_configuration(settings: ClientSettings) -> dict[str, Any]:
             "health_check_interval": HEALTH_CHECK_S,
         },
     }
+
+
+def sample_message(app: Any, task: str) -> dict[str, Any]:
+    """The plain message of a job as a channel gets it from a Celery app. Nothing is sent, and no signal either."""
+    kwargs = {"job_id": ""}
+    made = app.amqp.create_task_message("", task, kwargs=kwargs, reply_to=app.thread_oid, ignore_result=None)
+    with kombu.Connection("memory://") as nowhere:
+        queue = f"orcd.{uuid4().hex}"
+        nowhere.Producer(routing_key=queue).publish(
+            made.body, serializer="json", headers=made.headers, **made.properties
+        )
+        message: dict[str, Any] = nowhere.default_channel._get(queue)
+        nowhere.default_channel._delete(queue)
+    return message
 
 
 @cache

@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
-from uuid import uuid4
 from weakref import WeakSet
 
 import msgspec
@@ -167,21 +166,25 @@ class _Sender:
     def open(cls, settings: ClientSettings) -> _Sender:
         """For a publisher with these settings."""
         from celery import Celery
-        from kombu import Connection
         from kombu.pools import ProducerPool
 
-        from orcd.store.broker import broker_configuration
+        from orcd.store.broker import broker_configuration, sample_message
 
         app = Celery("orcd", set_as_current=False, amqp="orcd.store.broker:Amqp")
         # Without a result backend: Celery's would subscribe to every job it sends.
         app.conf.update(broker_configuration(settings), result_backend="disabled")
         connections = app.connection_for_write().Pool(MAX_CONNECTIONS)
-        with Connection("memory://") as nowhere:
-            queue = f"orcd.{uuid4().hex}"
-            app.send_task(GENERATE, kwargs={"job_id": ""}, task_id="", queue=queue, producer=nowhere.Producer())
-            template = MessageTemplate(nowhere.default_channel._get(queue))
-            nowhere.default_channel.queue_delete(queue)
+        template = MessageTemplate(sample_message(app, GENERATE))
         return cls(app, connections, ProducerPool(connections, limit=MAX_CONNECTIONS), template)
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether more is done here with each task that Celery sends: by a task that sends it, or to trace it."""
+        from celery import signals
+
+        told = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
+        is_wrapped = hasattr(type(self.app).send_task, "__wrapped__")  # as Sentry's integration does
+        return bool(self.app.current_worker_task) or is_wrapped or any(each.has_listeners(GENERATE) for each in told)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -205,13 +208,14 @@ class Publisher:
         _publishers.add(self)
 
     def text(self, message: Message) -> bytes:
-        """The plain message of a new job, for the script that stores the job to send it; b"" if it cannot.
+        """The plain message of a new job, for the script that stores the job to send it; b"" if that is for `publish`.
 
-        A tenant's message has a turn, which `publish` knows of.
+        A tenant's message has a turn, and what others do with tasks that Celery sends, they do only then.
         """
-        if message.tenant:
+        sender = self.open()
+        if message.tenant or sender.is_followed:
             return b""
-        return self.open().template.text(message.job_id, message.queue, message.priority)
+        return sender.template.text(message.job_id, message.queue, message.priority)
 
     def publish(self, message: Message) -> None:
         """Send the job's recorded messages as they were, and a plain one where none of them goes to its queue.

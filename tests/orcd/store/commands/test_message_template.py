@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
+from celery import Celery, signals
+from celery._state import pop_current_task, push_current_task
 
 from orcd.client import Client
 from orcd.settings import ClientSettings
@@ -93,3 +97,80 @@ def test_where_the_script_cannot_send_celery_does(redis_url: str, connection: re
         assert client.status(job_id).state == "queued"
     (text,) = connection.lrange("orcd:4" if key == "orcd:5" else "orcd:5", 0, -1)
     assert read(text)["headers"]["id"] == job_id
+
+
+@pytest.fixture
+def task_of_an_application() -> Iterator[Any]:
+    """A task that a worker of an application's own runs on this thread."""
+    app = Celery("own", set_as_current=False)
+
+    @app.task(name="own.task")  # type: ignore[untyped-decorator]
+    def task() -> None:
+        pass
+
+    task.push_request(id="caller", root_id="root", called_directly=False, children=[])
+    push_current_task(task)
+    yield task
+    pop_current_task()
+    task.pop_request()
+    app.close()
+
+
+def test_what_an_application_has_celery_do_for_each_task_is_done_for_each_job(
+    redis_url: str, connection: redis.Redis
+) -> None:
+    """OpenTelemetry's instrumentation of Celery adds the trace to each message, and begins a span."""
+    told: list[str] = []
+
+    def before(headers: dict[str, Any], **_: Any) -> None:
+        headers["trace"] = f"trace of {headers['id']}"
+
+    def after(headers: dict[str, Any], **_: Any) -> None:
+        told.append(headers["id"])
+
+    with Client(redis_url) as client:
+        signals.before_task_publish.connect(before)
+        signals.after_task_publish.connect(after)
+        try:
+            job_ids = client.submit_many([{"prompt": "x"}] * 2)
+        finally:
+            signals.before_task_publish.disconnect(before)
+            signals.after_task_publish.disconnect(after)
+        alone = client.submit(prompt="x")
+    assert told == job_ids
+    traces = [read(text)["headers"].get("trace") for text in connection.lrange("orcd:5", 0, -1)]
+    assert traces == [None, *(f"trace of {job_id}" for job_id in reversed(job_ids))]
+    assert alone
+
+
+def test_nobody_who_follows_what_celery_sends_hears_of_the_template(
+    redis_url: str, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sentry wraps the method."""
+    send_task, sent = Celery.send_task, []
+
+    @functools.wraps(send_task)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        sent.append(options["task_id"])
+        return send_task(*args, **options)
+
+    monkeypatch.setattr(Celery, "send_task", wrapped)
+    with Client(redis_url) as client:
+        assert sent == [client.submit(prompt="x")]
+    assert connection.llen("orcd:5") == 1
+
+
+def test_a_job_that_a_task_submits_names_that_as_its_parent(
+    redis_url: str, connection: redis.Redis, task_of_an_application: Any
+) -> None:
+    with Client(redis_url) as client:
+        child = client.submit(prompt="x")
+        assert [result.id for result in task_of_an_application.request.children] == [child]
+        pop_current_task()
+        try:
+            client.submit(prompt="x")
+        finally:
+            push_current_task(task_of_an_application)
+    later, first = (read(text)["headers"] for text in connection.lrange("orcd:5", 0, -1))
+    assert (first["root_id"], first["parent_id"]) == ("root", "caller")
+    assert (later["root_id"], later["parent_id"]) == (later["id"], None)
