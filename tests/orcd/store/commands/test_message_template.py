@@ -6,6 +6,7 @@ import base64
 import functools
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -174,3 +175,23 @@ def test_a_job_that_a_task_submits_names_that_as_its_parent(
     later, first = (read(text)["headers"] for text in connection.lrange("orcd:5", 0, -1))
     assert (first["root_id"], first["parent_id"]) == ("root", "caller")
     assert (later["root_id"], later["parent_id"]) == (later["id"], None)
+
+
+@pytest.mark.parametrize(
+    "setting", ["task_protocol = 1", "task_compression = 'gzip'", "task_default_exchange_type = 'topic'"]
+)
+def test_settings_of_an_application_s_celery_change_nothing(
+    redis_url: str, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str
+) -> None:
+    """Every app of a process reads the module that is named by this variable, also ours."""
+    name = f"application_with_{setting.split()[0]}"
+    (tmp_path / f"{name}.py").write_text(setting)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("CELERY_CONFIG_MODULE", name)
+    with Client(redis_url) as client:
+        job_id = client.submit(prompt="x")
+        client._publisher.publish(Message("by-celery", "orcd", 0))
+    (message,) = map(read, connection.lrange("orcd:5", 0, -1))
+    assert (message["body"][1], message["headers"]["id"]) == ({"job_id": job_id}, job_id)
+    (text,) = connection.lrange("orcd", 0, -1)
+    assert json.loads(text)["headers"]["id"] == "by-celery"
