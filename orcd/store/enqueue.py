@@ -213,7 +213,7 @@ class Publisher:
         A tenant's message has a turn, and what others do with tasks that Celery sends, they do only then.
         """
         sender = self.open()
-        if message.tenant or sender.is_followed:
+        if message.tenant or message.priority not in range(10) or sender.is_followed:
             return b""
         return sender.template.text(message.job_id, message.queue, message.priority)
 

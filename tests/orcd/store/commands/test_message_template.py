@@ -15,6 +15,7 @@ from celery import Celery, signals
 from celery._state import pop_current_task, push_current_task
 
 from orcd.client import Client
+from orcd.request import Request
 from orcd.settings import ClientSettings
 from orcd.store import schema
 from orcd.store.enqueue import Message, Publisher
@@ -87,6 +88,15 @@ def test_a_tenant_s_message_takes_its_turn(redis_url: str, connection: redis.Red
         client.submit(prompt="x", tenant="somebody")
     assert connection.lrange("orcd:5", 0, -1) == [b"tenant"]
     assert len(list(connection.scan_iter("orcd:5:tenant:*"))) == 1
+
+
+def test_a_request_that_was_never_checked_is_in_a_list_that_workers_read(
+    redis_url: str, connection: redis.Redis
+) -> None:
+    """They say what is wrong with it."""
+    with Client(redis_url) as client:
+        client.submit_many([Request(prompt="x", priority=12), Request(prompt="x", priority=-1)])
+    assert (connection.llen("orcd:9"), connection.llen("orcd")) == (1, 1)
 
 
 @pytest.mark.parametrize("key", ["orcd:5", schema.EMPTIED])
