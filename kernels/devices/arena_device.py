@@ -21,6 +21,7 @@ from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import Arena
 from kernels.weights.packed import Experts, PackedMatrix, Projection, Router
+from kernels.weights.upload import PinnedBuffers
 from kernels.weights.weight_store import PackedWeightStore
 
 
@@ -40,13 +41,21 @@ class ArenaDevice:
         self.description = description
         self.use(Context(gpu), weights=Arena(0, None), kv_cache=Arena(0, None), step_buffers=Arena(0, None))
 
-    def use(self, context: Context, *, weights: Arena, kv_cache: Arena, step_buffers: Arena) -> None:
-        """Work with this context and these arenas from now on."""
+    def use(
+        self,
+        context: Context,
+        *,
+        weights: Arena,
+        kv_cache: Arena,
+        step_buffers: Arena,
+        buffers: PinnedBuffers | None = None,
+    ) -> None:
+        """Work with this context and these arenas from now on. Weights are loaded through ``buffers``."""
         self.context = context
         self.weights, self.kv_cache, self.step_buffers = weights, kv_cache, step_buffers
         ops: Ops[DeviceArray, PackedMatrix, Projection, Router, Experts, Rotation, AttentionPlan] = CudaOps(context)
         self.ops = cast(AnyOps, ops)
-        self.store = PackedWeightStore(context, weights)
+        self.store = PackedWeightStore(context, weights, buffers)
 
     def begin_step(self) -> Allocate[DeviceArray]:
         """Start a forward pass: gives arrays of the scratch memory that live until the next one starts."""

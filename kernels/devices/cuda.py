@@ -20,6 +20,7 @@ from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import Arena, DeviceMemory, MemoryPlan, pinned, verify_residency
 from kernels.runtime.module_cache import ModuleCache
+from kernels.weights.upload import PinnedBuffers
 
 OLDEST = (8, 0)  # compute capability with cp.async and mma of float16
 
@@ -42,6 +43,7 @@ class CudaDevice(ArenaDevice):
         self.stream = Stream()
         self.modules = ModuleCache(Compiler(self.gpu.arch))
         self._memory = DeviceMemory()
+        self._buffers: PinnedBuffers | None = PinnedBuffers()  # while memory is planned: that takes as long
 
     @property
     def free_bytes(self) -> int:
@@ -60,7 +62,8 @@ class CudaDevice(ArenaDevice):
             for name in ("weights", "kv_cache", "step_buffers", "scratch")
         )
         context = Context(self.gpu, modules=self.modules, stream=self.stream, arena=scratch)
-        self.use(context, weights=weights, kv_cache=kv_cache, step_buffers=step_buffers)
+        buffers, self._buffers = self._buffers, None  # the store gives them back when all is loaded
+        self.use(context, weights=weights, kv_cache=kv_cache, step_buffers=step_buffers, buffers=buffers)
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An array in page-locked host memory, for the asynchronous copies."""

@@ -40,13 +40,14 @@ class _Source(msgspec.Struct, frozen=True, eq=False):
 class PackedWeightStore:
     """Lays weights out in ``arena`` and uploads them through ``context``."""
 
-    def __init__(self, context: Context, arena: Arena) -> None:
+    def __init__(self, context: Context, arena: Arena, buffers: PinnedBuffers | None = None) -> None:
+        """What is loaded goes through ``buffers``; without, some are made for it."""
         self._context = context
         self._arena = arena
         self._sources: list[_Source] = []
         self._vectors: list[tuple[DeviceArray, NDArray[np.float32]]] = []
         self._flags = arena.allocate((MAX_TENSORS,), np.int32)  # of each source: it holds NaN or infinity
-        self._buffers = None if context.dry else PinnedBuffers()
+        self._buffers = buffers
 
     def table(self, weight: Weight) -> PackedMatrix:
         """An embedding table."""
