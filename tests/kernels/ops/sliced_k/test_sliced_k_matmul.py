@@ -22,9 +22,12 @@ from kernels.weights.formats import FORMATS
 from tests.kernels.conftest import Download, Upload
 from tests.kernels.ops.product_case import check_epilogue, load, matrix_of, need_wgmma, product_of
 
+# racecheck does not follow the barriers by which a warpgroup hands the total of a tile on to the next.
+RACECHECK = "racecheck"
+
 
 @pytest.mark.gpu
-@pytest.mark.sanitize("(900, 1280)-Q4_K")
+@pytest.mark.sanitize("(900, 1280)-Q4_K", but=RACECHECK)
 @pytest.mark.parametrize("name", SLICED_FORMATS)
 @pytest.mark.parametrize("shape", [(896, 4864), (900, 1280), (1152, 896), (64, 512)], ids=str)
 def test_outputs_have_the_bits_of_whole_tiles_for_any_number_of_tokens(
@@ -49,7 +52,7 @@ def test_outputs_have_the_bits_of_whole_tiles_for_any_number_of_tokens(
 
 
 @pytest.mark.gpu
-@pytest.mark.sanitize("16-1.0")
+@pytest.mark.sanitize("*-16-1.0", but=RACECHECK)
 @pytest.mark.parametrize("alpha", [1.0, 1.7])
 @pytest.mark.parametrize("column", [4, 16])
 @pytest.mark.parametrize("epilogue", [kind for kind in Epilogue if not kind.is_gated])
