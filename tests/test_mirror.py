@@ -21,6 +21,7 @@ WITHOUT_TESTS = {
     "kernels/ops/layers/decode_layers_params.py": "structs, which compiling the kernels compares with CUDA's",
     "kernels/ops/matmul_params.py": "structs, which compiling the kernels compares with CUDA's",
     "kernels/ops/attention_parts/attention_params.py": "the same",
+    "kernels/ops/attention_parts/attention_plan_params.py": "the same",
     "orcd/batch/line.py": "types without methods",
     "orcd/monitoring/check.py": "types without methods",
     "orcd/batch/results/result_format.py": "a protocol, whose classes are tested",

@@ -13,18 +13,16 @@ import msgspec
 import numpy as np
 
 from kernels.batch import Step
+from kernels.ops.attention_parts.attention_plan_params import AttentionPlanParams, Item, PlanCounts, PrefillPlanParams
 from kernels.ops.attention_parts.prefix_attention import (
     LEAST_WINDOW,
     NO_PLAN,
     PrefixPlan,
-    PrefixPlanParams,
-    PrefixStates,
     plan_prefixes,
 )
 from kernels.ops.rope import WIDE_HEAD_DIMS
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_constants
-from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
@@ -38,6 +36,7 @@ CROWD = 4  # decode blocks for each SM beyond which smaller ones take less time,
 SHORT_CROWD = 2  # beyond which they do where contexts are short
 SHORT_CONTEXT = 576  # tokens, the mean of a step's sequences
 HOPPER_GROUPS = {64: 3, 96: 3, 128: 2}  # of 64 query rows of such a block, by the heads that it is faster for
+PREFILL_CLASSES = 4  # of prefill items by their number of tiles, where a sequence alone does not fill the GPU
 SHORT_ROWS = 8 * DECODE_ROWS
 """A sequence of no more query rows is decode work: as prefill work it would be a block for each KV head, which reads a
 long context alone. What comes after a cached prefix is such a sequence, and so is a short prompt."""
@@ -49,55 +48,6 @@ declare_constants("attention/attention.cu", PREFILL_WARPS=PREFILL_WARPS)
 # sequences of a step (gpt-oss 20B: 254,000; Phi-3 mini: 342,000); what finds no room is not divided, with the same
 # bits.
 PARTIAL_BYTES = 16 << 20
-
-
-class Item(CudaStruct, source="attention/attention_plan"):
-    """What a block does for each KV head; attention_plan.cuh says more."""
-
-    sequence: Int32
-    first_token: Int32
-    first_position: Int32
-    first_row: Int32
-    num_rows: Int32
-    num_keys: Int32
-    first_tile: Int32
-    end_tile: Int32
-    num_items: Int32
-    first_split: Int32
-    end_split: Int32
-    partial_row: Int32
-    arrivals: Int32
-    prefix: PrefixStates
-
-
-class PlanCounts(CudaStruct, source="attention/attention_plan"):
-    """How many items a plan has."""
-
-    decode_items: Int32
-    prefill_items: Int32
-    tokens: Int32  # without padding
-    prefix_items: Int32
-    prefill_counter: Int32  # of work that blocks of attention_prefill_hopper have taken, 0 before and after
-
-
-class AttentionPlanParams(CudaStruct, source="attention/attention_plan"):
-    """What attention_plan is given."""
-
-    query_starts: Pointer  # [num_sequences + 1] int32
-    context_lengths: Pointer  # [num_sequences] int32
-    counts: Pointer  # [1] PlanCounts
-    decode_items: Pointer  # [as many as the shapes allow] Item
-    prefill_items: Pointer  # [as many as the shapes allow] Item
-    arrivals: Pointer  # [num_arrivals] int32, zeroed there
-    num_sequences: Int32
-    group: Int32  # query heads per KV head
-    window: Int32
-    prefill_rows: Int32  # query rows of a prefill item, 0: everything is a decode item
-    short_rows: Int32  # sequences of so many query rows are decode work too
-    wanted_items: Int32  # into about so many items decode work is divided when there are few sequences
-    partial_rows: Int32
-    num_arrivals: Int32
-    prefix: PrefixPlanParams
 
 
 class AttentionShape(NamedTuple):
@@ -267,11 +217,14 @@ def plan_attention(context: Context, step: Step[DeviceArray], attention: Attenti
         num_sequences=num_sequences,
         group=group,
         window=attention.window,
-        prefill_rows=prefill_rows,
         short_rows=SHORT_ROWS,
         wanted_items=wanted_items,
         partial_rows=partial_rows,
         num_arrivals=plan.arrivals.size,
+        prefill=PrefillPlanParams(
+            rows=prefill_rows,
+            classes=_prefill_classes(context.gpu.num_sms, max_prefill_items * num_kv_heads, num_sequences),
+        ),
         prefix=prefix.params(context.gpu.num_sms, num_kv_heads, partial_rows) if prefix else NO_PLAN,
     )
     threads = 128 if num_sequences <= 128 and num_tokens <= 128 else 1024
@@ -286,6 +239,11 @@ def _plan_prefixes(context: Context, step: Step[DeviceArray], attention: Attenti
     if step.prefixes is None or is_narrow or attention.head_dim in WIDE_HEAD_DIMS:
         return None
     return plan_prefixes(context, step.prefixes, attention, max_splits=step.block_tables.shape[1])
+
+
+def _prefill_classes(num_sms: int, num_blocks: int, num_sequences: int) -> int:
+    """Into how many classes prefill items are sorted by length: one where even those of one sequence fill the GPU."""
+    return 1 if num_blocks >= 2 * num_sms * num_sequences else PREFILL_CLASSES
 
 
 def _wanted_items(num_sms: int, num_kv_heads: int, max_row_tiles: int) -> int:

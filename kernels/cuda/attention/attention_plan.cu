@@ -2,6 +2,11 @@
 // the attention kernels depend on array shapes only.
 #include "attention_plan_prefix.cuh"
 
+struct PrefillPlanParams {
+    i32 rows;     // query rows of an item, 0: everything is a decode item
+    i32 classes;  // of items by their number of tiles: those of a class come one after the other
+};
+
 struct AttentionPlanParams {
     const i32* query_starts;     // [num_sequences + 1]
     const i32* context_lengths;  // [num_sequences]
@@ -12,11 +17,11 @@ struct AttentionPlanParams {
     i32 num_sequences;
     i32 group;         // query heads per KV head
     i32 window;        // keys that a token sees, 0: all
-    i32 prefill_rows;  // query rows of a prefill item, 0: everything is a decode item
     i32 short_rows;    // sequences of so many query rows are decode work too: there is more to divide of it
     i32 wanted_items;  // into about so many items decode work is divided when there are few sequences
     i32 partial_rows;  // rows of the workspace for divided items
     i32 num_arrivals;
+    PrefillPlanParams prefill;
     PrefixPlanParams prefix;
 };
 
@@ -38,8 +43,8 @@ DEVICE Demand demand_of(const AttentionPlanParams& p, i32 sequence, const Group*
     d.num_keys = p.context_lengths[sequence];
     if (d.num_tokens <= 0 || d.num_keys <= 0) return Demand{};
     d.num_rows = d.num_tokens * p.group;
-    d.decode = d.num_tokens == 1 || d.num_rows <= p.short_rows || !p.prefill_rows;
-    d.row_tiles = divide_up(d.num_rows, d.decode ? DECODE_ROWS : p.prefill_rows);
+    d.decode = d.num_tokens == 1 || d.num_rows <= p.short_rows || !p.prefill.rows;
+    d.row_tiles = divide_up(d.num_rows, d.decode ? DECODE_ROWS : p.prefill.rows);
     d.first_split = lowest_key(p, d.num_keys - d.num_tokens) / (TILE_KEYS * SPLIT_TILES);
     d.end_split = divide_up(d.num_keys, TILE_KEYS * SPLIT_TILES);
     if (group) d.first_split = max(d.first_split, group->num_tiles / SPLIT_TILES);
@@ -172,12 +177,34 @@ KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
         }
         p.decode_items[i] = item;
     }
-    for (int i = thread; i < prefills; i += threads) {
+    // Blocks take prefill items in turn, so those of many tiles come first. Within a class the items of a sequence stay
+    // together, as they read the same keys.
+    __shared__ i32 most_tiles;
+    if (thread == 0) most_tiles = 1;
+    __syncthreads();
+    auto prefill_item = [&](i32 i) {
         const i32 s = sequence_of(prefill_starts, p.num_sequences, i);
         const Demand d = demand_of(p, s, nullptr);
         const i32 row_tile = d.row_tiles - 1 - (i - prefill_starts[s]);  // those with most keys first
-        p.prefill_items[i] = whole_item(p, s, d, row_tile, p.prefill_rows);
+        return whole_item(p, s, d, row_tile, p.prefill.rows);
+    };
+    for (int i = thread; i < prefills; i += threads) {
+        const Item item = prefill_item(i);
+        atomicMax(&most_tiles, item.end_tile - item.first_tile);
     }
+    __syncthreads();
+    i32 place = 0;
+    for (int c = p.prefill.classes - 1; c >= 0; c--)
+        for (int start = 0; start < prefills; start += threads) {
+            const int i = start + thread;
+            Item item = {};
+            if (i < prefills) item = prefill_item(i);
+            const bool is_in =
+                i < prefills && (item.end_tile - item.first_tile - 1) * p.prefill.classes / most_tiles == c;
+            const i32 before = block_scan(is_in, sums, total);
+            if (is_in) p.prefill_items[place + before] = item;
+            place += total;
+        }
     prefixes.list_items();
     wait_for_previous();
 }

@@ -9,14 +9,14 @@ import pytest
 
 from kernels.batch import Step, dry_step
 from kernels.ops import attention_plan
+from kernels.ops.attention_parts.attention_plan_params import Item, PlanCounts
 from kernels.ops.attention_plan import (
     DECODE_ROWS,
     PARTIAL_BYTES,
+    PREFILL_CLASSES,
     SHORT_ROWS,
     TILE_KEYS,
     AttentionPlan,
-    Item,
-    PlanCounts,
     attention_shape,
     plan_attention,
     query_bytes,
@@ -154,6 +154,23 @@ def test_every_row_meets_each_of_its_tiles_once(
             visible &= tiles + TILE_KEYS > positions - window + 1
         assert (times[visible] == 1).all()
         assert times.max() == 1
+
+
+@pytest.mark.gpu
+def test_prefill_items_of_many_tiles_come_first_whatever_sequence_they_are_of(
+    context: Context, upload: Upload, download: Download
+) -> None:
+    counts = np.array([600, 2000, 70, 1300], np.int32)
+    step = step_of(upload, np.array([0, 0, 1500, 100], np.int32), counts)
+    plan = plan_attention(context, step, Attention(14, 2, 64, scale=1.0))
+    number = [field.name for field in PlanCounts.layout.fields].index("prefill_items")
+    num_items = np.frombuffer(download(plan.counts).tobytes(), np.int32)[number]
+    items = read_items(download, plan.prefill_items, num_items)
+    tiles = items["end_tile"] - items["first_tile"]
+    classes = (tiles - 1) * PREFILL_CLASSES // tiles.max()
+    assert (np.diff(classes) <= 0).all() and set(classes) == set(range(PREFILL_CLASSES))
+    for each in range(PREFILL_CLASSES):  # a sequence's items read the same keys
+        assert (np.diff(items["sequence"][classes == each]) >= 0).all()
 
 
 def step_of(upload: Upload, starts: np.ndarray, counts: np.ndarray) -> Step[DeviceArray]:

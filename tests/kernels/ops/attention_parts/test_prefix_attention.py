@@ -10,7 +10,7 @@ import pytest
 from kernels.batch import LayerCache, PrefixGroups, dry_step
 from kernels.ops.attention import cache_shape
 from kernels.ops.attention_parts import prefix_attention
-from kernels.ops.attention_plan import PlanCounts
+from kernels.ops.attention_parts.attention_plan_params import PlanCounts
 from kernels.registry import CudaOps
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import H100
