@@ -35,7 +35,7 @@ PREFILL_WARPS = 4
 CROWD = 4  # decode blocks for each SM beyond which smaller ones take less time, whatever the contexts
 SHORT_CROWD = 2  # beyond which they do where contexts are short
 SHORT_CONTEXT = 576  # tokens, the mean of a step's sequences
-HOPPER_GROUPS = {64: 3, 96: 3, 128: 2}  # of 64 query rows of such a block, by the heads that it is faster for
+HOPPER_GROUPS = {64: 2, 96: 2, 128: 2}  # of 64 query rows of such a block, by the heads that it is faster for
 PREFILL_CLASSES = 4  # of prefill items by their number of tiles, where a sequence alone does not fill the GPU
 SHORT_ROWS = 8 * DECODE_ROWS
 """A sequence of no more query rows is decode work: as prefill work it would be a block for each KV head, which reads a

@@ -144,11 +144,11 @@ DEVICE void multiply_keys(float (&s)[ROW_TILES][TILE_KEYS / 8][4], const Rows<RO
     }
 }
 
-// Weights of a tile's keys, by their products with the rows, relative to the largest of the tile. `halves`: 1 if rows
-// 8..15 of a row tile are not wanted.
+// Makes powers of 2 of a tile's scores, the products of its keys with the rows, relative to the largest of each row of
+// the tile, which becomes `m`. `halves`: 1 if rows 8..15 of a row tile are not wanted.
 template <int ROW_TILES>
-DEVICE void weigh_scores(Weights<ROW_TILES>& weights, float (&s)[ROW_TILES][TILE_KEYS / 8][4],
-                         const Rows<ROW_TILES>& rows, i32 first_key, const AttentionParams& p, int halves) {
+DEVICE void raise_scores(float (&s)[ROW_TILES][TILE_KEYS / 8][4], float (&m)[ROW_TILES][2], const Rows<ROW_TILES>& rows,
+                         i32 first_key, const AttentionParams& p, int halves) {
     const float scale_log2 = p.scores.scale_log2;
     const int lane = threadIdx.x % 32;
 #ifdef SOFTCAP
@@ -180,25 +180,46 @@ DEVICE void weigh_scores(Weights<ROW_TILES>& weights, float (&s)[ROW_TILES][TILE
         for (int half = 0; half < 2; half++) {
             float largest = NEGATIVE_INFINITY;
             if (half < halves) {
+                float four[4];  // so that not each waits for the one before
 #pragma unroll
-                for (int n = 0; n < TILE_KEYS / 8; n++)
-                    largest = fmaxf(largest, fmaxf(s[row_tile][n][2 * half], s[row_tile][n][2 * half + 1]));
+                for (int n = 0; n < TILE_KEYS / 8; n++) {
+                    const float larger = fmaxf(s[row_tile][n][2 * half], s[row_tile][n][2 * half + 1]);
+                    four[n % 4] = n < 4 ? larger : fmaxf(four[n % 4], larger);
+                }
+                largest = fmaxf(fmaxf(four[0], four[1]), fmaxf(four[2], four[3]));
                 largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 1));
                 largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 2));
             }
-            weights.m[row_tile][half] = __fmul_rn(largest, scale_log2);
-            reference[half] = (largest == NEGATIVE_INFINITY ? 0.0f : weights.m[row_tile][half]) - WEIGHT_EXPONENT;
+            m[row_tile][half] = __fmul_rn(largest, scale_log2);
+            reference[half] = (largest == NEGATIVE_INFINITY ? 0.0f : m[row_tile][half]) - WEIGHT_EXPONENT;
         }
-        auto weigh = [&](int n, int half) {
-            return pack_half2(power_of_2(__fmaf_rn(s[row_tile][n][2 * half], scale_log2, -reference[half])),
-                              power_of_2(__fmaf_rn(s[row_tile][n][2 * half + 1], scale_log2, -reference[half])));
-        };
+#pragma unroll
+        for (int n = 0; n < TILE_KEYS / 8; n++)
+#pragma unroll
+            for (int c = 0; c < 4; c++)
+                if (c < 2 * halves)
+                    s[row_tile][n][c] = power_of_2(__fmaf_rn(s[row_tile][n][c], scale_log2, -reference[c >> 1]));
+    }
+}
+
+// Weights of a tile's keys, of which `s` are the powers.
+template <int ROW_TILES>
+DEVICE void pack_weights(Weights<ROW_TILES>& weights, const float (&s)[ROW_TILES][TILE_KEYS / 8][4], int halves) {
+#pragma unroll
+    for (int row_tile = 0; row_tile < ROW_TILES; row_tile++)
 #pragma unroll
         for (int n = 0; n < TILE_KEYS / 8; n++) {
-            weights.p[row_tile][n / 2][2 * (n & 1)] = weigh(n, 0);
-            weights.p[row_tile][n / 2][2 * (n & 1) + 1] = halves > 1 ? weigh(n, 1) : 0;
+            const float (&four)[4] = s[row_tile][n];
+            weights.p[row_tile][n / 2][2 * (n & 1)] = pack_half2(four[0], four[1]);
+            weights.p[row_tile][n / 2][2 * (n & 1) + 1] = halves > 1 ? pack_half2(four[2], four[3]) : 0;
         }
-    }
+}
+
+template <int ROW_TILES>
+DEVICE void weigh_scores(Weights<ROW_TILES>& weights, float (&s)[ROW_TILES][TILE_KEYS / 8][4],
+                         const Rows<ROW_TILES>& rows, i32 first_key, const AttentionParams& p, int halves) {
+    raise_scores(s, weights.m, rows, first_key, p, halves);
+    pack_weights(weights, s, halves);
 }
 
 // The same of a tile in shared memory.

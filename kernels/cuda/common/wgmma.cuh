@@ -13,6 +13,12 @@ template <int PENDING>
 DEVICE void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
+// Registers that wgmma writes, or reads, are not looked at by what comes after this before it.
+template <int N>
+DEVICE void settle(float (&d)[N][4]) {
+#pragma unroll
+    for (int n = 0; n < N; n++) asm volatile("" : "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])::"memory");
+}
 // Descriptor of step 0 at `address`; each step of 16 columns adds 2.
 DEVICE u64 wgmma_descriptor(u32 address) {
     return (u64)((address & 0x3FFFF) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
@@ -29,7 +35,8 @@ DEVICE void take_registers() {
 }
 
 // The registers of d, N / 8 fours for N columns: as an instruction names them, and as its operands.
-#define NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define NAMES_8 "%0, %1, %2, %3"
+#define NAMES_16 NAMES_8 ", %4, %5, %6, %7"
 #define NAMES_32 NAMES_16 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define NAMES_48 NAMES_32 ", %16, %17, %18, %19, %20, %21, %22, %23"
 #define NAMES_64 NAMES_48 ", %24, %25, %26, %27, %28, %29, %30, %31"
@@ -43,7 +50,8 @@ DEVICE void take_registers() {
 #define NAMES_256 \
     NAMES_224 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define FOUR(d, i) "+f"((d)[i][0]), "+f"((d)[i][1]), "+f"((d)[i][2]), "+f"((d)[i][3])
-#define OPERANDS_16(d) FOUR(d, 0), FOUR(d, 1)
+#define OPERANDS_8(d) FOUR(d, 0)
+#define OPERANDS_16(d) OPERANDS_8(d), FOUR(d, 1)
 #define OPERANDS_32(d) OPERANDS_16(d), FOUR(d, 2), FOUR(d, 3)
 #define OPERANDS_48(d) OPERANDS_32(d), FOUR(d, 4), FOUR(d, 5)
 #define OPERANDS_64(d) OPERANDS_48(d), FOUR(d, 6), FOUR(d, 7)
@@ -83,6 +91,7 @@ WGMMA_64(256, 128, 129, 130, 131, 132)
                      : OPERANDS_##N(d)                                                                   \
                      : "l"(a), "l"(b), "r"((u32)adds));                                                  \
     }
+WGMMA_64_SHARED(64, 32, 33, 34)
 WGMMA_64_SHARED(128, 64, 65, 66)
 WGMMA_64_SHARED(160, 80, 81, 82)
 WGMMA_64_SHARED(192, 96, 97, 98)
@@ -99,6 +108,7 @@ WGMMA_64_SHARED(256, 128, 129, 130)
                      : OPERANDS_##N(d)                                                                               \
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((u32)adds), "n"((int)COLUMNS));       \
     }
+WGMMA_ROWS(8, 4, 5, 6, 7, 8, 9, 10)
 WGMMA_ROWS(16, 8, 9, 10, 11, 12, 13, 14)
 WGMMA_ROWS(32, 16, 17, 18, 19, 20, 21, 22)
 WGMMA_ROWS(64, 32, 33, 34, 35, 36, 37, 38)
@@ -110,6 +120,7 @@ DEVICE u64 wgmma_columns_descriptor(u32 address, int rows) {
     return (u64)((address & 0x3FFFF) >> 4) | (u64)(rows * 128 >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
 
+#undef NAMES_8
 #undef NAMES_16
 #undef NAMES_32
 #undef NAMES_48
@@ -117,10 +128,12 @@ DEVICE u64 wgmma_columns_descriptor(u32 address, int rows) {
 #undef NAMES_80
 #undef NAMES_96
 #undef NAMES_128
+#undef NAMES_8
 #undef NAMES_160
 #undef NAMES_192
 #undef NAMES_224
 #undef NAMES_256
+#undef OPERANDS_8
 #undef OPERANDS_16
 #undef OPERANDS_32
 #undef OPERANDS_48
@@ -128,6 +141,7 @@ DEVICE u64 wgmma_columns_descriptor(u32 address, int rows) {
 #undef OPERANDS_80
 #undef OPERANDS_96
 #undef OPERANDS_128
+#undef OPERANDS_8
 #undef OPERANDS_160
 #undef OPERANDS_192
 #undef OPERANDS_224

@@ -18,6 +18,7 @@ SMALL_UP_TO = 1.3
 """Blocks for each SM up to which smaller ones take less time."""
 _PANEL = 64  # columns
 _QUEUED = 2
+_ONES_BYTES = 1024  # by which weights are multiplied to be added up
 _SOURCE = "attention/attention_hopper"
 
 
@@ -35,9 +36,13 @@ class HopperCut(NamedTuple):
         return {"HEAD_DIM": head_dim, **cut, "BLOCKS_PER_SM": self.blocks_per_sm}
 
     def shared_bytes(self, head_dim: int) -> int:
-        """Shared memory of a block: tiles of K and V in panels, barriers, and what its rows have merged."""
+        """Shared memory of a block: tiles of K and V in panels, what its rows have merged, a few ones, and barriers."""
         tile_bytes = -(-head_dim // _PANEL) * TILE_KEYS * _PANEL * 2
-        return 1024 + self.stages * (2 * tile_bytes + 3 * 8) + _QUEUED * 20 + self.groups * 64 * head_dim * 4
+        keeps_merged = head_dim <= 64 and self.groups > 1  # in registers
+        merged_bytes = 0 if keeps_merged else self.groups * 64 * head_dim * 4
+        query_bytes = self.groups * 64 * head_dim * 2 if head_dim > 96 else 0  # else they are in registers
+        own_bytes = merged_bytes + query_bytes + _ONES_BYTES
+        return 1024 + self.stages * (2 * tile_bytes + 3 * 8) + _QUEUED * 20 + own_bytes
 
 
 def cuts_of(head_dim: int) -> list[HopperCut]:
