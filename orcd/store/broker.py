@@ -52,7 +52,6 @@ def broker_configuration(settings: ClientSettings) -> dict[str, Any]:
     return {
         "broker_url": address.kombu_url(),
         "broker_use_ssl": dict(address.tls) or address.uses_tls,
-        "task_protocol": 2,
         "task_serializer": "json",
         "result_serializer": "json",
         "accept_content": ["json"],

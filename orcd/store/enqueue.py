@@ -170,9 +170,9 @@ class _Sender:
 
         from orcd.store.broker import broker_configuration, sample_message
 
-        app = Celery("orcd", set_as_current=False, amqp="orcd.store.broker:Amqp")
-        # Without a result backend: Celery's would subscribe to every job it sends.
-        app.conf.update(broker_configuration(settings), result_backend="disabled")
+        # CELERY_CONFIG_MODULE, an application's, is not read then. A result backend would subscribe to every job.
+        configuration = {**broker_configuration(settings), "result_backend": "disabled"}
+        app = Celery("orcd", set_as_current=False, amqp="orcd.store.broker:Amqp", config_source=configuration)
         connections = app.connection_for_write().Pool(MAX_CONNECTIONS)
         template = MessageTemplate(sample_message(app, GENERATE))
         return cls(app, connections, ProducerPool(connections, limit=MAX_CONNECTIONS), template)

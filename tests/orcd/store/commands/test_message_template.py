@@ -18,7 +18,7 @@ from orcd.client import Client
 from orcd.request import Request
 from orcd.settings import ClientSettings
 from orcd.store import schema
-from orcd.store.enqueue import Message, Publisher
+from orcd.store.enqueue import Message, Publisher, tenant_digest
 from tests.orcd.job_record import Ears
 
 
@@ -187,21 +187,23 @@ def test_a_job_that_a_task_submits_names_that_as_its_parent(
     assert (later["root_id"], later["parent_id"]) == (later["id"], None)
 
 
-@pytest.mark.parametrize(
-    "setting", ["task_protocol = 1", "task_compression = 'gzip'", "task_default_exchange_type = 'topic'"]
-)
+@pytest.mark.parametrize("setting", ["task_protocol = 1", "task_compression = 'gzip'", "import nowhere_at_all"])
+@pytest.mark.parametrize("tenant", [None, "somebody"])
 def test_settings_of_an_application_s_celery_change_nothing(
-    redis_url: str, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str
+    redis_url: str,
+    connection: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    setting: str,
+    tenant: str | None,
 ) -> None:
-    """Every app of a process reads the module that is named by this variable, also ours."""
-    name = f"application_with_{setting.split()[0]}"
+    """The module that this variable names is read by apps that are told no settings."""
+    name = f"application_with_{setting.split()[0]}_{tenant}"
     (tmp_path / f"{name}.py").write_text(setting)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("CELERY_CONFIG_MODULE", name)
     with Client(redis_url) as client:
-        job_id = client.submit(prompt="x")
-        client._publisher.publish(Message("by-celery", "orcd", 0))
-    (message,) = map(read, connection.lrange("orcd:5", 0, -1))
+        job_id = client.submit(prompt="x", tenant=tenant)
+    key = f"orcd:5:tenant:{tenant_digest(tenant)}" if tenant else "orcd:5"
+    (message,) = map(read, connection.lrange(key, 0, -1))
     assert (message["body"][1], message["headers"]["id"]) == ({"job_id": job_id}, job_id)
-    (text,) = connection.lrange("orcd", 0, -1)
-    assert json.loads(text)["headers"]["id"] == "by-celery"
