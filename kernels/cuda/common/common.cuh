@@ -260,6 +260,10 @@ DEVICE void wait_for_previous() {
     start_next();
 }
 
+// Into the L2 cache. What a step reads only once is not there any more: the weights have gone through it since the step
+// before. A kernel may call it before `wait_for_previous`, of what any kernel writes.
+DEVICE void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
 // For a kernel that overlaps the previous one: what it reads was complete before that one began, and it waits only at
 // its end. The next kernel may start at once, and waits for both. Nothing may come from this SM's L1 cache.
 DEVICE void acquire() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }

@@ -58,11 +58,21 @@ DEVICE i32 decode_draw(i32 token) { return -1 - token; }
 // The id of a token, or of the draw that it stands for.
 DEVICE i32 resolved(i32 token, const i32* drawn) { return token < 0 ? usable(drawn[decode_draw(token)]) : token; }
 
+// Asks for all that is read of a row at once. The entry of the block table is the one of its next position.
+DEVICE void prefetch_row(const BeginParams& p, int row) {
+    prefetch(p.drawn + row);
+    prefetch(p.token_ids + row), prefetch(p.context_lengths + row), prefetch(p.sequence_lengths + row);
+    prefetch(p.output_positions + row);
+    const i32 position = p.positions[row];
+    if (position >= 0) prefetch(p.block_tables + (i64)row * p.max_blocks + (position + 1) / p.block_tokens);
+}
+
 // Rows that hold a sequence go on with the token they drew and with their own state; then row and block updates; then
 // KV slots.
 KERNEL __launch_bounds__(THREADS) decode_step_begin(const __grid_constant__ BeginParams p) {
     wait_for_previous();
     const int thread = threadIdx.x;
+    for (int row = thread; row < p.num_rows; row += THREADS) prefetch_row(p, row);
     const UpdateCounts counts = *p.updates;
     const int row_update_words = ROW_UPDATE_WORDS + p.sampling_words;
     const u64* row_updates = (const u64*)(p.updates + 1);  // [counts.num_rows, row_update_words]

@@ -67,6 +67,7 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
     const MatrixParams& matrix = p.matrix;
     const int lane = threadIdx.x % 32, at = threadIdx.x * 16, x_bytes = matrix.width * 2;
     const Place place(p);
+    if (INPUT != GEMV_ROUTED && p.x_rows && threadIdx.x == 0) prefetch(p.x_rows);
     load_grid();
     float* const norm_sums = (float*)(shared + matrix.num_chunks * 128);
     float* const norm_weights = norm_sums + 2 * NORM_PARTITIONS;

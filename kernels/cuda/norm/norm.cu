@@ -23,6 +23,8 @@ DEVICE void store_normed(const NormRowsParams& p, i64 row, int column, float4 n)
 }
 
 KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 6) norm_rows(const __grid_constant__ NormRowsParams p) {
+    if (p.rows && threadIdx.x == 0) prefetch(p.rows + blockIdx.x);
+    if (threadIdx.x * 32 < p.norm.width) prefetch(p.norm.weight + threadIdx.x * 32);
     wait_for_previous();
     __shared__ float shared[2 * NORM_PARTITIONS];
     const i64 row = blockIdx.x, source = source_row(p, row);

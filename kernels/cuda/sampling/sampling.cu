@@ -130,6 +130,7 @@ DEVICE void apply_penalties(const SampleParams& p, float* logits, Slice& loaded,
 // grid (chunks, rows): edits the row's logits where they are; the rank of each chunk's largest one. Makes a sampled
 // row's plan and histogram ready.
 KERNEL __launch_bounds__(THREADS) sampling_scan(const __grid_constant__ SampleParams p) {
+    if (threadIdx.x == 0) prefetch(p.sampling_rows + blockIdx.y), prefetch(p.output_positions + blockIdx.y);
     wait_for_previous();
     __shared__ BlockScratch shared;
     const int row = blockIdx.y, chunk = blockIdx.x;
