@@ -20,6 +20,8 @@ from kernels.runtime.device_array import DeviceArray
 
 AnyArray = NDArray[Any] | DeviceArray
 """An array of whatever device, contiguous."""
+HostIds = NDArray[np.int32] | None
+"""Page-locked host memory into which a draw puts its ids, too; None: it does not."""
 Array = TypeVar("Array", bound=AnyArray, covariant=True)
 """What all arrays of a step are: those of one device."""
 Rows = TypeVar("Rows", bound=AnyArray)  # of `first`

@@ -20,7 +20,7 @@ import kernels.reference.moe
 import kernels.reference.norm
 import kernels.reference.rope
 import kernels.reference.sampling
-from kernels.batch import AnyArray, LayerCache, LayerState, LogitEdits, SamplingParams, Step
+from kernels.batch import AnyArray, HostIds, LayerCache, LayerState, LogitEdits, SamplingParams, Step
 from kernels.decode_rows import DecodeRows
 from kernels.logit_edits import EditResets
 from kernels.weights.parameters import Attention, Clamp, DeltaNet, DenseLayer, Geglu, Norm, Rope
@@ -199,7 +199,7 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
     def mask_logits(self, logits: Array, numbers: Array, masks: Array, *, out: Array) -> None:
         """Leave of rows what their masks allow."""
 
-    def sample(self, logits: Array, params: SamplingParams[Array], *, out_ids: Array) -> None:
+    def sample(self, logits: Array, params: SamplingParams[Array], *, out_ids: Array, host_ids: HostIds = None) -> None:
         """Edit logits where they are, and draw one token id a row; -1 where they are not finite."""
 
     def top_log_probabilities(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.batch import LogitEdits, SamplingParams
+from kernels.batch import HostIds, LogitEdits, SamplingParams
 from kernels.logit_edits import MAX_COUNT, EditResets
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_constants
@@ -107,6 +107,7 @@ class SampleParams(CudaStruct, source="sampling/sampling_draw"):
     sampling_rows: Pointer  # [num_rows] SamplingRow
     output_positions: Pointer  # [num_rows] int64
     out_ids: Pointer  # [num_rows] int32
+    host_ids: Pointer  # [num_rows] int32, or null
     edits: EditPointers
     scratch: SampleScratch
     num_rows: Int32
@@ -182,8 +183,18 @@ def mask_logits(
     context.launch("sampling/sampling", "sampling_mask", (-(-num_words // THREADS), num_rows), THREADS, params)
 
 
-def sample(context: Context, logits: DeviceArray, params: SamplingParams[DeviceArray], *, out_ids: DeviceArray) -> None:
-    """Edit ``logits`` [R, V] float32 where they are, and draw one token id a row into ``out_ids`` [R] int32."""
+def sample(
+    context: Context,
+    logits: DeviceArray,
+    params: SamplingParams[DeviceArray],
+    *,
+    out_ids: DeviceArray,
+    host_ids: HostIds = None,
+) -> None:
+    """Edit ``logits`` [R, V] float32 where they are, and draw one token id a row into ``out_ids`` [R] int32.
+
+    ``host_ids`` [R], in page-locked host memory, gets the ids, too.
+    """
     num_rows, vocab_size = logits.shape
     if not num_rows:
         return
@@ -207,6 +218,7 @@ def sample(context: Context, logits: DeviceArray, params: SamplingParams[DeviceA
         sampling_rows=params.rows.pointer,
         output_positions=params.output_positions.pointer,
         out_ids=out_ids.pointer,
+        host_ids=0 if host_ids is None else host_ids.ctypes.data,
         edits=_pointers(params.edits),
         scratch=scratch,
         num_rows=num_rows,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import ANY_ID, LogitEdits, SamplingParams, decode_only_id
+from kernels.batch import ANY_ID, HostIds, LogitEdits, SamplingParams, decode_only_id
 from kernels.logit_edits import MAX_COUNT, EditResets
 
 Float32 = NDArray[np.float32]
@@ -100,7 +100,7 @@ def mask_logits(logits: Float32, numbers: Int32, masks: UInt32, *, out: Float32)
         out[row] = np.where(np.arange(vocab_size) == decode_only_id(int(numbers[row])), out[row], -np.inf)
 
 
-def sample(logits: Float32, params: SamplingParams[NDArray[Any]], *, out_ids: Int32) -> None:
+def sample(logits: Float32, params: SamplingParams[NDArray[Any]], *, out_ids: Int32, host_ids: HostIds = None) -> None:
     """Draw one token id a row.
 
     ``logits`` [R, V] float32, -inf for what cannot be drawn, are edited where they are (`edit_logits`), and what is
@@ -108,7 +108,7 @@ def sample(logits: Float32, params: SamplingParams[NDArray[Any]], *, out_ids: In
     largest logit (the lowest id of equals) and looks at no filter. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off;
     tokens that tie with the last one kept are kept too. ``key`` is (seed + choice) mod 2**64, ``output_positions`` the
     index of the token within its choice's output. ``out_ids`` [R] int32 is -1 where a row holds NaN or +inf, or nothing
-    but -inf: such logits are an error of the model, never a token.
+    but -inf: such logits are an error of the model, never a token. ``host_ids`` [R] gets the ids, too.
     """
     edit_logits(logits, params)
     largest = logits.max(axis=1)  # NaN if there is one
@@ -117,6 +117,8 @@ def sample(logits: Float32, params: SamplingParams[NDArray[Any]], *, out_ids: In
     random = np.flatnonzero(drawable & (params.rows["temperature"] > 0))
     if random.size:
         out_ids[random] = _draw(logits[random], largest[random], params.rows[random], params.output_positions[random])
+    if host_ids is not None:
+        host_ids[:] = out_ids
     count(out_ids, params)
 
 

@@ -73,6 +73,7 @@ struct SampleParams {
     const SamplingRow* sampling_rows;  // [num_rows]
     const i64* output_positions;       // [num_rows]
     int* out_ids;                      // [num_rows]
+    int* host_ids;                 // [num_rows] in page-locked host memory, or null
     EditPointers edits;
     SampleScratch scratch;
     int num_rows;
@@ -84,6 +85,7 @@ struct SampleParams {
 // Gives out the id that a row drew, and counts it as one of the output. One thread of the row calls it.
 DEVICE void give_out(const SampleParams& p, int row, int id) {
     p.out_ids[row] = id;
+    if (p.host_ids) p.host_ids[row] = id;
     const int edit_row = p.sampling_rows[row].edit_row;
     if (edit_row < 0 || id < 0) return;
     u16& count = p.edits.counts_of(edit_row)[id];

@@ -23,6 +23,7 @@ from kernels.logit_edits import EditResetList, EditResets, allocate_edits, count
 from kernels.ops import sampling
 from kernels.runtime.compiler import SOURCE_DIRECTORY, read_source
 from kernels.runtime.launcher import Context
+from kernels.runtime.memory import pinned
 from tests.kernels.conftest import Download, Empty, Upload
 
 FILTERS = ("temperature", "top_k", "top_p", "min_p")
@@ -99,8 +100,10 @@ class Sampler:
         ids = self.empty((logits.shape[0],), np.int32)
         host = params_of(columns)
         params = SamplingParams(self.upload(host.rows), self.upload(host.output_positions))
-        sampling.sample(self.context, self.upload(logits), params, out_ids=ids)
+        host_ids = pinned(ids.shape, np.int32)
+        sampling.sample(self.context, self.upload(logits), params, out_ids=ids, host_ids=host_ids)
         drawn: np.ndarray = self.download(ids)
+        assert (host_ids == drawn).all()
         return drawn
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
+import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from kernels.batch import AnyArray, PrefixGroups, first
 from kernels.decode_rows import DecodeRows, RowUpdates, write_updates
@@ -51,12 +53,14 @@ class DecodeGraphs:
         block_tokens: int,
         draw: HostedDraw,
         prefixes: DeviceArray,
+        host_ids: Sequence[NDArray[np.uint8]],
         *,
         capture: bool,
     ) -> None:
         """``capture`` False launches kernel by kernel instead, with the same results.
 
-        ``prefixes``: bytes, the groups of steps that have some (`worker.engine.cuda.prefix_grouping`).
+        ``prefixes``: bytes, the groups of steps that have some (`worker.engine.cuda.prefix_grouping`). ``host_ids``:
+        bytes, page-locked, into one of which the shortest steps put their ids themselves.
         """
         self.buckets = make_buckets(rows.token_ids.shape[0])
         self._model = model
@@ -66,29 +70,34 @@ class DecodeGraphs:
         self._draw = draw
         self._prefixes = prefixes_in(prefixes)
         kind = LateStepGraph if capture else StepGraph
-        self._graphs = {bucket: self._graph(bucket, kind) for bucket in self.buckets}
+        few = [bucket for bucket in self.buckets if bucket in model.one_kernel_contexts]
+        self._few_graphs = {bucket: [self._graph(bucket, kind, host_ids=ids) for ids in host_ids] for bucket in few}
+        self._graphs = {bucket: self._graph(bucket, kind) for bucket in self.buckets if bucket not in few}
         self._sharing_graphs = {bucket: self._graph(bucket, kind, shares=True, is_long=True) for bucket in self.buckets}
         self.short_contexts = short_contexts(model, self.buckets)
         self._long_graphs = {bucket: self._graph(bucket, kind, is_long=True) for bucket in self.short_contexts}
         if capture:
-            for graph in reversed(self._graphs.values()):
-                graph.launch_forward()  # the parts are captured when they are wanted, so that a start is done sooner
-                graph.launch_draw(reports=True)
-                graph.capture_step()
+            alike = [*self._few_graphs.values(), *([graph] for graph in self._graphs.values())]
+            for first_graph, *others in reversed(alike):
+                first_graph.launch_forward()  # the parts are captured when they are wanted: a start is done sooner
+                first_graph.launch_draw(reports=True)
+                for graph in (first_graph, *others):
+                    graph.capture_step()
 
     def bucket_for(self, num_sequences: int) -> int:
         """The number of rows that a step of this many sequences is run with."""
         return self.buckets[bisect_left(self.buckets, num_sequences)]
 
-    def graph(self, bucket: int, *, shares: bool, context: int) -> StepGraph:
+    def graph(self, bucket: int, *, shares: bool, context: int, turn: int) -> StepGraph:
         """The step over the first ``bucket`` rows, maybe with prefix groups. It leaves its ids in ``rows.drawn``.
 
         ``context``, where `short_contexts` has the bucket: about how many tokens the longest of up to
-        ``most_in_one_kernel`` sequences has, or the mean of more of them.
+        ``most_in_one_kernel`` sequences has, or the mean of more of them. ``turn``: which of ``host_ids`` is for the
+        step.
         """
         is_long = bucket in self.short_contexts and context > self.short_contexts[bucket]
-        if bucket in self._model.one_kernel_contexts and not is_long:
-            return self._graphs[bucket]  # in one kernel, in which each attends alone
+        if bucket in self._few_graphs and not is_long:
+            return self._few_graphs[bucket][turn]  # in one kernel, in which each attends alone
         if shares:
             return self._sharing_graphs[bucket]
         return (self._long_graphs if is_long else self._graphs)[bucket]
@@ -98,7 +107,15 @@ class DecodeGraphs:
         """The most sequences of a step that may run all layers in one kernel."""
         return max((bucket for bucket in self.buckets if bucket in self._model.one_kernel_contexts), default=0)
 
-    def _graph(self, bucket: int, kind: type[StepGraph], *, shares: bool = False, is_long: bool = False) -> StepGraph:
+    def _graph(
+        self,
+        bucket: int,
+        kind: type[StepGraph],
+        *,
+        shares: bool = False,
+        is_long: bool = False,
+        host_ids: NDArray[np.uint8] | None = None,
+    ) -> StepGraph:
         device, rows = self._model.device, self._rows
         assert is_gpu(device)
         params, ids = rows.sampling.first(bucket), first(rows.drawn, bucket)
@@ -111,7 +128,8 @@ class DecodeGraphs:
             device.ops.begin_decode(rows, bucket, self._block_tokens)
             return self._model.forward(step, self._cache)
 
-        return kind(device, step_parts(forward, self._draw, device, params, ids), f"decode step of {bucket} rows")
+        sent = None if host_ids is None else host_ids.view(np.int32)[:bucket]
+        return kind(device, step_parts(forward, self._draw, device, params, ids, sent), f"decode step of {bucket} rows")
 
 
 def empty_rows(ops: AnyOps, rows: DecodeRows[DeviceArray], uploads: UploadRing, block_tokens: int) -> None:

@@ -53,13 +53,26 @@ class UploadRing(PinnedRing):
 
 
 class DownloadRing(PinnedRing):
-    """Buffers into which what steps drew is copied from the device."""
+    """Buffers into which what steps drew is copied from the device, or written by the kernel that drew it."""
 
     def fetch(self, source: DeviceArray) -> Download:
         """Enqueue a copy of bytes. It must be read before as many others are fetched as there are buffers."""
-        buffer = self._buffers[self._turn][: source.shape[0]]
-        event = self._copied[self._turn]
-        self._device.copy_to_host_async(buffer, source)
+        self._device.copy_to_host_async(self._buffers[self._turn][: source.shape[0]], source)
+        return self.expect(source.shape[0])
+
+    @property
+    def buffers(self) -> list[NDArray[np.uint8]]:
+        """All of them, for kernels that write there themselves."""
+        return self._buffers
+
+    @property
+    def turn(self) -> int:
+        """Which of the buffers is next."""
+        return self._turn
+
+    def expect(self, num_bytes: int) -> Download:
+        """The bytes with which what was enqueued begins the next buffer."""
+        buffer, event = self._buffers[self._turn][:num_bytes], self._copied[self._turn]
         self._finish_turn()
         return Download(buffer, event)
 

@@ -89,6 +89,7 @@ class CudaRunner:
         draw = self._hosted_draw = hosted_draw(device, self._logit_masker, self._logprob_reporter, self._rows.drawn)
         self._uploads = UploadRing(device, max(limits.whole_step_bytes, self._rows.updates.shape[0]), timeout_s)
         self._downloads = DownloadRing(device, limits.max_sequences * 4)
+        host_ids = self._downloads.buffers
         self._prefix_grouping = PrefixGrouping(model, buffers.prefixes, limits.block_tokens, timeout_s)
         self._cache = model.allocate_cache(num_blocks, limits.block_tokens, num_states)
         self._forget_rows()
@@ -102,7 +103,7 @@ class CudaRunner:
             empty_rows(device.ops, self._rows, self._uploads, limits.block_tokens)
             self._logit_masker.send({})
             self._graphs = DecodeGraphs(
-                model, self._cache, self._rows, limits.block_tokens, draw, buffers.prefixes, capture=capture
+                model, self._cache, self._rows, limits.block_tokens, draw, buffers.prefixes, host_ids, capture=capture
             )
         self._whole_graphs = None
         if capture:
@@ -156,10 +157,12 @@ class CudaRunner:
             context = max(each.num_tokens for each, _, _ in chunks)
         elif num_rows in self._graphs.short_contexts:
             context = self._batch_slots.mean_context
-        graph = self._graphs.graph(num_rows, shares=self._prefix_grouping.has_sent, context=context)
+        shares, turn = self._prefix_grouping.has_sent, self._downloads.turn
+        graph = self._graphs.graph(num_rows, shares=shares, context=context, turn=turn)
         if self._draws_in_graph:
             graph.launch()
-            return lambda _: LaunchedStep(rows, self._fetch(num_rows))
+            ids = self._downloads.expect(num_rows * 4) if graph.tells_host else self._fetch(num_rows)
+            return lambda _: LaunchedStep(rows, ids)
         graph.launch_forward()
         if rows is not self._drawing_rows:
             self._drawing_rows = rows

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from kernels.batch import AnyArray, SamplingParams
+from kernels.batch import AnyArray, HostIds, SamplingParams
 from kernels.devices.protocol import GpuDevice, GpuGraph
 from kernels.runtime.device_array import DeviceArray
 
@@ -37,6 +37,7 @@ class StepParts(msgspec.Struct, frozen=True, eq=False):
     sample: Callable[[AnyArray], None]  # the draw from them, where it needs nothing of the host
     draw: Callable[[AnyArray], None]  # the draw from them, with masks
     report: Callable[[AnyArray], None]  # the log probabilities of what was drawn
+    tells_host: bool = False  # `sample` puts the ids where the host reads them
 
 
 def step_parts(
@@ -45,16 +46,19 @@ def step_parts(
     device: GpuDevice,
     params: SamplingParams[DeviceArray],
     ids: DeviceArray,
+    host_ids: HostIds = None,
 ) -> StepParts:
     """A step whose ``forward`` gives logits [R, vocab], from which ``ids`` [R] are drawn with ``params`` [R].
 
-    ``hosted`` is what enqueues the draw where the host takes part in it.
+    ``host_ids`` [R], page-locked: the draw puts them there, too. ``hosted`` is what enqueues the draw where the host
+    takes part in it.
     """
     return StepParts(
         forward,
-        sample=lambda logits: device.ops.sample(logits, params, out_ids=ids),
+        sample=lambda logits: device.ops.sample(logits, params, out_ids=ids, host_ids=host_ids),
         draw=lambda logits: hosted.draw(logits, params),
         report=lambda logits: hosted.report(logits, params),
+        tells_host=host_ids is not None,
     )
 
 
@@ -71,6 +75,11 @@ class StepGraph:
         self._draw: GpuGraph | None = None
         self._report: GpuGraph | None = None
         self._logits: AnyArray | None = None  # of the forward pass that was enqueued last, or captured
+
+    @property
+    def tells_host(self) -> bool:
+        """Whether `launch` leaves the ids where the host reads them."""
+        return self._parts.tells_host
 
     def capture_step(self) -> None:
         """Capture the step as one graph. Its kernels must have run before, as loading one breaks a capture."""

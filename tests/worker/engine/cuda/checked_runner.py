@@ -155,8 +155,8 @@ class CheckedModel(LateModel):
         super().__init__(*arguments, **options)
         sample = self.device.ops.sample
 
-        def sample_and_keep(logits: np.ndarray, params: SamplingParams, *, out_ids: np.ndarray) -> None:
-            sample(logits, params, out_ids=out_ids)
+        def sample_and_keep(logits: np.ndarray, params: SamplingParams, **out: np.ndarray) -> None:
+            sample(logits, params, **out)
             self.device.enqueue(lambda: self._keep(logits, params))
 
         self.device.ops.sample = sample_and_keep

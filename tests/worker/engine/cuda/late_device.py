@@ -112,7 +112,7 @@ class LateModel:
     def __init__(self, model: ContextModel | None = None, *, seed: int = 0) -> None:
         self.model = model or ContextModel()
         self.config, self.recompute_at = self.model.config, self.model.recompute_at
-        self.one_kernel_contexts: dict[int, int] = {}
+        self.one_kernel_contexts = {1: 24, 2: 16}
         self.device = LateDevice(seed)
         self.bytes_per_state = self.model.bytes_per_state
         self.bytes_per_block, self.allocate_cache = self.model.bytes_per_block, self.model.allocate_cache

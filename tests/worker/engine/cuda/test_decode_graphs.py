@@ -29,6 +29,7 @@ def test_buckets_end_with_the_largest_step(most: int, buckets: tuple[int, ...]):
 @pytest.mark.parametrize("capture", [True, False])
 def test_a_step_runs_in_the_smallest_bucket_that_holds_it(capture: bool):
     model = LateModel()
+    model.one_kernel_contexts = {}
     limits = StepLimits(block_tokens=4, step_tokens=16, max_sequences=6, max_sequence_tokens=32, vocab_size=32)
     buffers = StepBuffers.allocate(model.device.step_buffers, limits)
     rows = buffers.rows
@@ -41,18 +42,18 @@ def test_a_step_runs_in_the_smallest_bucket_that_holds_it(capture: bool):
 
     cache = model.allocate_cache(8, 4)
     graphs = DecodeGraphs(
-        model, cache, rows, limits.block_tokens, NO_DRAW._replace(draw=draw), buffers.prefixes, capture=capture
+        model, cache, rows, limits.block_tokens, NO_DRAW._replace(draw=draw), buffers.prefixes, [], capture=capture
     )
     assert [graphs.bucket_for(number) for number in range(1, 7)] == [1, 2, 4, 4, 6, 6]
     model.device.run_until(len(model.device._queue))
     drawn.clear()
     before = len(model.device._queue)
-    graphs.graph(4, shares=False, context=9).launch()
+    graphs.graph(4, shares=False, context=9, turn=0).launch()
     whole = len(model.device._queue)
     assert whole > before
-    graphs.graph(4, shares=False, context=9).launch_forward()
+    graphs.graph(4, shares=False, context=9, turn=0).launch_forward()
     assert len(model.device._queue) == whole + (whole - before) - 1, "all but the op that draws"
-    graphs.graph(4, shares=False, context=9).launch_draw(reports=True)
+    graphs.graph(4, shares=False, context=9, turn=0).launch_draw(reports=True)
     model.device.run_until(len(model.device._queue))
     assert drawn == [4], "the host's part of the draw is in the second half of a step that is launched in two"
 
@@ -61,6 +62,7 @@ def test_a_step_runs_in_the_smallest_bucket_that_holds_it(capture: bool):
 def test_few_sequences_with_a_long_context_have_a_graph_of_their_own(capture: bool):
     model = LateModel()
     model.one_kernel_contexts = {1: 8, 2: 6}
+    host_ids = [np.full(16, 255, np.uint8) for _ in range(2)]
     limits = StepLimits(block_tokens=4, step_tokens=16, max_sequences=4, max_sequence_tokens=32, vocab_size=32)
     buffers = StepBuffers.allocate(model.device.step_buffers, limits)
     rows, ops = buffers.rows, model.device.ops
@@ -71,25 +73,32 @@ def test_few_sequences_with_a_long_context_have_a_graph_of_their_own(capture: bo
         steps.append((step.has_long_context, step.prefixes is not None)) or forward(step, cache)
     )
     cache = model.allocate_cache(8, 4)
-    graphs = DecodeGraphs(model, cache, rows, limits.block_tokens, NO_DRAW, buffers.prefixes, capture=capture)
+    graphs = DecodeGraphs(model, cache, rows, limits.block_tokens, NO_DRAW, buffers.prefixes, host_ids, capture=capture)
     assert not any(is_long for is_long, _ in steps)
     assert graphs.most_in_one_kernel == 2
     for bucket, most in model.one_kernel_contexts.items():
         plain, long, sharing = (
-            graphs.graph(bucket, shares=shares, context=context)
+            graphs.graph(bucket, shares=shares, context=context, turn=0)
             for shares, context in ((False, most), (False, most + 1), (True, most + 1))
         )
-        assert graphs.graph(bucket, shares=True, context=most) is plain, "in one kernel each attends alone"
+        assert graphs.graph(bucket, shares=True, context=most, turn=0) is plain, "in one kernel each attends alone"
         for graph, step in ((plain, (False, False)), (long, (True, False)), (sharing, (True, True))):
             steps.clear()
             graph.launch()
             assert set(steps) <= {step}
             assert capture or steps, "a captured graph does not run the forward pass again"
-    assert graphs.graph(4, shares=False, context=9) is graphs.graph(4, shares=False, context=8)
+            assert graph.tells_host is (graph is plain)
+        for turn, ids in enumerate(host_ids):
+            graphs.graph(bucket, shares=False, context=most, turn=turn).launch()
+            model.device.run_until(len(model.device._queue))
+            assert ids.view(np.int32)[:bucket].tolist() == rows.drawn[:bucket].tolist()
+            ids[:] = 255
+    assert graphs.graph(4, shares=False, context=9, turn=0) is graphs.graph(4, shares=False, context=8, turn=0)
 
 
 def test_many_sequences_whose_attention_is_cut_otherwise_have_graphs_for_long_contexts():
     model = LateModel()
+    model.one_kernel_contexts = {}
     model.model.config = Config(num_kv_heads=2, head_dim=64)
     model.config = model.model.config
     limits = StepLimits(block_tokens=4, step_tokens=256, max_sequences=256, max_sequence_tokens=32, vocab_size=32)
@@ -97,10 +106,10 @@ def test_many_sequences_whose_attention_is_cut_otherwise_have_graphs_for_long_co
     rows = buffers.rows
     empty_rows(model.device.ops, rows, UploadRing(model.device, rows.updates.shape[0], 1), limits.block_tokens)
     cache = model.allocate_cache(8, 4)
-    graphs = DecodeGraphs(model, cache, rows, limits.block_tokens, NO_DRAW, buffers.prefixes, capture=False)
+    graphs = DecodeGraphs(model, cache, rows, limits.block_tokens, NO_DRAW, buffers.prefixes, [], capture=False)
     assert graphs.short_contexts == {192: SHORT_CONTEXT, 256: SHORT_CONTEXT}
     for bucket in graphs.buckets:
         for shares in (False, True):
-            short, long = (graphs.graph(bucket, shares=shares, context=SHORT_CONTEXT + more) for more in (0, 1))
+            short, long = (graphs.graph(bucket, shares=shares, context=SHORT_CONTEXT + more, turn=0) for more in (0, 1))
             assert (short is long) == (shares or bucket < 192)
-            assert (short is graphs.graph(bucket, shares=False, context=1)) != shares
+            assert (short is graphs.graph(bucket, shares=False, context=1, turn=0)) != shares
