@@ -26,7 +26,7 @@ struct DecodeProduct {
 
 // Which block does what.
 struct LayerCut {
-    i32 num_layers, layer_words, width;
+    i32 num_layers, width;
     i32 gate_tiles;       // of a block
     i32 qkv_block;        // the first block with a tile of Q, K and V
     i32 attention_block;  // the first with a KV head
@@ -35,12 +35,22 @@ struct LayerCut {
     float epsilon, inverse_width;
 };
 
+// Where in a layer's words those of the first token are, and how many each token has: of Q, K and V, of what attention
+// gives, of the residual stream after that, of the activated gates, of the residual stream that goes into the next
+// layer. Either has as many as the residual stream has columns.
+struct WordPlaces {
+    u32 layer_words;
+    u32 qkv_words, attended_words, activated_words;
+    u32 attended_at, middle_at, activated_at, end_at;
+};
+
 struct DecodeLayersParams {
     AttentionParams attention;  // `qkv`, `cache`, `work` and `out` are not used
     RopeParams rope;
     const i32* slots;  // [TOKENS]
     float* x;          // [TOKENS, width] the residual stream, in and out
-    u32* words;        // [num_layers, layer_words] EMPTY
+    u32* words;        // [num_layers, places.layer_words] EMPTY
+    WordPlaces places;
     DecodeProduct qkv, output, gate_up, down;
     LayerCut cut;
     DecodeLayer layers[MAX_LAYERS];
@@ -70,6 +80,9 @@ DEVICE bool has_come(uint4 quad) { return quad.x != EMPTY && quad.y != EMPTY && 
 DEVICE void publish(u32* to, u32 word) {
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
 }
+DEVICE void publish(u32* to, u32 word, u32 next) {
+    asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(word), "r"(next) : "memory");
+}
 
 // Calls load(i) for i < COUNT, together, until has_come(i) of all.
 template <int COUNT, typename Load, typename HasCome>
@@ -95,21 +108,22 @@ DEVICE void await_quads(uint4 (&quads)[COUNT], const u32* const (&from)[COUNT]) 
     await<COUNT>([&](int i) { quads[i] = load_quad(from[i]); }, [&](int i) { return has_come(quads[i]); });
 }
 
-// Where the words of a layer are, of each token: of Q, K and V, of what attention gives, of the residual stream after
-// that, of the activated gates, of the residual stream that goes into the next layer.
+// Which of all words is number `i` of a token's. They are numbers and not addresses, as a place that is found between a
+// sum and its publication delays all other blocks: finding one takes few instructions, and it is kept in one register.
 struct LayerWords {
     const DecodeLayersParams& p;
-    u32* words;
+    u32 first;
 
-    DEVICE LayerWords(const DecodeLayersParams& p, int layer) : p(p), words(p.words + layer * p.cut.layer_words) {}
-    DEVICE int qkv_words() const { return p.qkv.num_tiles * 8; }
-    DEVICE int attended_words() const { return p.output.num_chunks * 32; }
-    DEVICE int activated_words() const { return p.down.num_chunks * 32; }
-    DEVICE u32* qkv(int token) const { return words + token * qkv_words(); }
-    DEVICE u32* attended(int token) const { return qkv(TOKENS) + token * attended_words(); }
-    DEVICE u32* middle(int token) const { return attended(TOKENS) + token * p.cut.width; }
-    DEVICE u32* activated(int token) const { return middle(TOKENS) + token * activated_words(); }
-    DEVICE u32* end(int token) const { return activated(TOKENS) + token * p.cut.width; }
+    DEVICE LayerWords(const DecodeLayersParams& p, int layer) : p(p), first(layer * p.places.layer_words) {}
+    DEVICE u32 qkv(int token, int i) const { return first + token * p.places.qkv_words + i; }
+    DEVICE u32 attended(int token, int i) const {
+        return first + p.places.attended_at + token * p.places.attended_words + i;
+    }
+    DEVICE u32 middle(int token, int i) const { return first + p.places.middle_at + token * p.cut.width + i; }
+    DEVICE u32 activated(int token, int i) const {
+        return first + p.places.activated_at + token * p.places.activated_words + i;
+    }
+    DEVICE u32 end(int token, int i) const { return first + p.places.end_at + token * p.cut.width + i; }
 };
 
 // ---- barriers of some warps of a block

@@ -63,8 +63,8 @@ class AttentionBlock {
             const LayerWords words(p, l);
             copy(keys, layer.cache.keys, first_offset, warp);
             copy(values, layer.cache.values, first_offset, warp);
-            take_heads(words.qkv(token), layer.cache, new_offset);
-            attend(layer.cache, words.attended(token));
+            take_heads(p.words + words.qkv(token, 0), layer.cache, new_offset);
+            attend(layer.cache, words);
         }
     }
 
@@ -74,7 +74,7 @@ class AttentionBlock {
         const int num_words = attention.group * (HEAD_DIM / 2);
         for (int l = 0; l < p.cut.num_layers; l++)
             for (int i = warp * 32 + lane; i < num_words; i += TOKEN_WARPS * 32)
-                publish(LayerWords(p, l).attended(token) + kv_head * num_words + i, 0);
+                publish(p.words + LayerWords(p, l).attended(token, kv_head * num_words + i), 0);
     }
 
     DEVICE void copy(u32 place, const HeadCache& cache, i64 offset, i32 tile) const {
@@ -170,10 +170,12 @@ class AttentionBlock {
             if (first + w < item.end_tile) merge(split, tiles[w]);
     }
 
-    DEVICE void attend(const LayerCacheParams& cache, u32* out) {
+    DEVICE void attend(const LayerCacheParams& cache, const LayerWords& words) {
         SwappedRows rows;
         prepare(rows);
         const bool merges = slice_row() < item.num_rows;
+        u32 to = words.attended(token, (kv_head * attention.group + slice_row()) * (HEAD_DIM / 2));
+        compute_now(to);
         Slice whole = {};
 #pragma unroll 1
         for (i32 round = 0; round < item.end_tile; round += TOKEN_WARPS) {
@@ -194,17 +196,16 @@ class AttentionBlock {
                 if (has_second) merge(whole, scratch.second[threadIdx.x]);
             }
         }
-        if (split_number == 0 && merges) publish_rows(whole, out);
+        if (split_number == 0 && merges) publish_row(whole, to);
     }
 
-    DEVICE void publish_rows(const Slice& whole, u32* out) const {
+    // This thread's slice of a row whose words begin at `to`.
+    DEVICE void publish_row(const Slice& whole, u32 to) const {
         const float factor = final_factor(attention, whole.m, whole.l, 0.0f);
-        u32* to = out + (kv_head * attention.group + slice_row()) * (HEAD_DIM / 2);
 #pragma unroll
         for (int q = 0; q < THREAD_QUADS; q++)
-            if (slice_column(q) < HEAD_DIM) {
-                publish(to + slice_column(q) / 2, pack_half2(whole.o[q].x * factor, whole.o[q].y * factor));
-                publish(to + slice_column(q) / 2 + 1, pack_half2(whole.o[q].z * factor, whole.o[q].w * factor));
-            }
+            if (slice_column(q) < HEAD_DIM)
+                publish(p.words + to + slice_column(q) / 2, pack_half2(whole.o[q].x * factor, whole.o[q].y * factor),
+                        pack_half2(whole.o[q].z * factor, whole.o[q].w * factor));
     }
 };

@@ -104,7 +104,7 @@ class ProductBlock {
     DEVICE static int tile_partition(const DecodeProduct& product) {
         return warp() - (FEED_WARP - product.num_partitions);
     }
-    DEVICE int num_gate_warps() const { return max(p.cut.gate_tiles * p.gate_up.num_partitions, num_norm_warps()); }
+    DEVICE static constexpr int num_gate_warps() { return LAYER_WARPS - 1; }  // as many as a block's tiles have partitions
     DEVICE int num_feeding_warps() const { return max(num_down_warps(), UNPACK_WARPS); }
     DEVICE int num_down_warps() const { return (p.down.num_partitions + 1) / 2; }
 
@@ -161,7 +161,9 @@ class ProductBlock {
     }
 
     // What comes into a layer; into the first one, what was there before.
-    DEVICE const u32* layer_x(int layer) const { return layer ? LayerWords(p, layer - 1).end(0) : (const u32*)p.x; }
+    DEVICE const u32* layer_x(int layer) const {
+        return layer ? p.words + LayerWords(p, layer - 1).end(0, 0) : (const u32*)p.x;
+    }
 
     // The warps that have a row's partitions leave the normed rows in `scratch.x`. `keeps_residuals`: and what the down
     // projection is added to in this block in `scratch.residuals`.
@@ -224,8 +226,9 @@ class ProductBlock {
     DEVICE static void for_rows(Use use) {
 #pragma unroll
         for (int pass = 0; pass < PASSES; pass++)
-            use(pass, TOKENS > 1 ? 2 * pass + lane() / 16 : 0, lane() % 16, lane() < 16 * TOKENS);
+            use(pass, 2 * pass + first_token_of_lane(), lane() % 16, lane() < 16 * TOKENS);
     }
+    DEVICE static int first_token_of_lane() { return TOKENS > 1 ? lane() / 16 : 0; }
     // Whether this warp is one of those that finish a product, once `num_warps` have put their sums.
     DEVICE static bool finishes(Barrier barrier, int num_warps, bool is_one) {
         if (is_one) {
@@ -252,15 +255,17 @@ class ProductBlock {
         tile_buffer().wait(layer);
         fragments.unpack(weights.qkv_format, tile_buffer().units, 0, 0, first, count);
         tile_buffer().release();
+        u32 to = LayerWords(p, layer).qkv(first_token_of_lane(), qkv_tile() * 8 + lane() % 16 / 2);
+        compute_now(to);
         sync_warps(QKV_X_BARRIER, num_warps + num_norm_warps());
         float acc[4] = {};
         fragments.multiply(acc, x_address(first), count);
         put_sums(scratch.tile_sums, partition, acc);
         if (!finishes(TILE_BARRIER, num_warps, partition == 0)) return;
-        for_rows([&](int, int token, int row, bool is_one) {
+        for_rows([&](int pass, int token, int row, bool is_one) {
             const float sum = sum_in_order<2>(scratch.tile_sums[token][row]);
             const u32 word = word_of_halves(__fadd_rn(sum, bias));
-            if (is_one && row % 2 == 0) publish(LayerWords(p, layer).qkv(token) + qkv_tile() * 8 + row / 2, word);
+            if (is_one && row % 2 == 0) publish(p.words + to + 2 * pass * p.places.qkv_words, word);
         });
     }
 
@@ -275,7 +280,7 @@ class ProductBlock {
             uint4 quads[TOKENS];
 #pragma unroll
             for (int token = 0; token < TOKENS; token++)
-                places[token] = LayerWords(p, layer).attended(token) + first * 32 + lane() * 4;
+                places[token] = p.words + LayerWords(p, layer).attended(token, first * 32 + lane() * 4);
             await_quads(quads, places);
 #pragma unroll
             for (int token = 0; token < TOKENS; token++)
@@ -296,6 +301,8 @@ class ProductBlock {
                 const u32* x = layer_x(layer) + token * p.cut.width + block() * 16 + row;
                 residuals[pass] = __uint_as_float(layer ? await_word(x) : load_word(x));
             });
+        u32 to = LayerWords(p, layer).middle(first_token_of_lane(), block() * 16 + lane() % 16);
+        compute_now(to);
         float acc[4] = {};
         if (weights.output_format == Q5_0)
             multiply_attended<Q5_0>(acc, layer, first, count);
@@ -306,7 +313,7 @@ class ProductBlock {
         for_rows([&](int pass, int token, int row, bool is_one) {
             const float sum = __fadd_rn(sum_in_order<2>(scratch.tile_sums[token][row]), 0.0f);
             const float y = fmaf(sum, 1.0f, residuals[pass]);
-            if (is_one) publish(LayerWords(p, layer).middle(token) + block() * 16 + row, __float_as_uint(y));
+            if (is_one) publish(p.words + to + 2 * pass * p.cut.width, __float_as_uint(y));
         });
     }
 
@@ -322,23 +329,27 @@ class ProductBlock {
         fragments.unpack(weights.gate_up_format, gate_buffer().units, tile, p.gate_up.num_chunks, first,
                          multiplies ? count : 0);
         gate_buffer().release();
+        // Those that go on to write where x is wait for all that read it.
+        const int num_waiting = max(p.cut.gate_tiles, SHARES_X ? num_down_warps() : 0);
+        int waits = warp() < num_waiting, has_tile = warp() < num_gate_tiles();
+        u32 to =
+            LayerWords(p, layer).activated(first_token_of_lane(), (first_gate_tile() + warp()) * 4 + lane() % 16 / 2);
+        compute_now(waits), compute_now(has_tile), compute_now(to);
         if (has_output() && tile_partition(p.output) >= 0) multiply_output(layer, tile_partition(p.output));
-        if (warp() < num_norm_warps()) norm(weights.ffn_norm, LayerWords(p, layer).middle(0), false, true);
+        if (warp() < num_norm_warps()) norm(weights.ffn_norm, p.words + LayerWords(p, layer).middle(0, 0), false, true);
         sync_warps(GATE_X_BARRIER, num_warps);
         if (multiplies) {
             float acc[4] = {};
             fragments.multiply(acc, x_address(first), count);
             put_sums(scratch.gate_sums[tile], partition, acc);
         }
-        // Those that go on to write where x is wait for all that read it.
-        const int num_waiting = max(p.cut.gate_tiles, SHARES_X ? num_down_warps() : 0);
-        if (!finishes(GATE_BARRIER, num_warps, warp() < num_waiting) || warp() >= num_gate_tiles()) return;
-        for_rows([&](int, int token, int row, bool is_one) {
+        if (!finishes(GATE_BARRIER, num_warps, waits) || !has_tile) return;
+        for_rows([&](int pass, int token, int row, bool is_one) {
             const float y = __fadd_rn(sum_in_order<1>(scratch.gate_sums[warp()][token][row]), 0.0f);
             const float up = __shfl_down_sync(ALL_LANES, y, 8);
             const u32 word = word_of_halves(swiglu(y, up));
             if (is_one && row < 8 && row % 2 == 0)
-                publish(LayerWords(p, layer).activated(token) + (first_gate_tile() + warp()) * 4 + row / 2, word);
+                publish(p.words + to + 2 * pass * p.places.activated_words, word);
         });
     }
 
@@ -377,6 +388,8 @@ class ProductBlock {
         const int second = has_second ? first + count : first;
         // A lane of the first warp has a row of a token.
         const int token_of_row = TOKENS > 1 ? lane() / 8 % TOKENS : 0, row = block() * 8 + lane() % 8;
+        u32 to = LayerWords(p, layer).end(token_of_row, row);
+        compute_now(to);
         Fragments<DOWN_CHUNKS> fragments;
         sync_warps(READY_BARRIER, num_feeding_warps());
         fragments.take(down_fragments(2 * warp()), count);
@@ -387,7 +400,7 @@ class ProductBlock {
             const u32* places[2 * TOKENS];
 #pragma unroll
             for (int i = 0; i < 2 * TOKENS; i++)
-                places[i] = LayerWords(p, layer).activated(i / 2) + (i % 2 ? second : first) * 32 + lane() * 4;
+                places[i] = p.words + LayerWords(p, layer).activated(i / 2, (i % 2 ? second : first) * 32 + lane() * 4);
             await_quads(quads, places);
         }
         __syncwarp();
@@ -415,7 +428,7 @@ class ProductBlock {
                              scratch.residuals[token_of_row][lane() % 8]);
         if (lane() >= 8 * TOKENS) return;
         if (layer + 1 < p.cut.num_layers)
-            publish(LayerWords(p, layer).end(token_of_row) + row, __float_as_uint(y));
+            publish(p.words + to, __float_as_uint(y));
         else
             p.x[token_of_row * p.cut.width + row] = y;
     }

@@ -25,6 +25,7 @@ from kernels.ops.layers.decode_layers_params import (
     DecodeLayersParams,
     DecodeProduct,
     LayerCut,
+    WordPlaces,
 )
 from kernels.ops.rope import Rotation, cache_defines, cache_params, rope_params, with_codes
 from kernels.runtime.compiler import Variant
@@ -67,8 +68,8 @@ def decode_layers(
     qkv, output, gate_up, down = Matrices.of(layers[0])
     num_tokens = step.token_ids.size
     cut = LayersCut.of(layers, num_tokens)
-    layer_words = num_tokens * (qkv.num_rows // 2 + output.width // 2 + 2 * qkv.width + down.width // 2)
-    words = context.scratch((len(layers), layer_words), np.uint32)
+    places = _word_places(num_tokens, layers[0])
+    words = context.scratch((len(layers), places["layer_words"]), np.uint32)
     num_quads = words.size // 4
     defines = {**_DEFINES, "TOKENS": num_tokens, **cache_defines(out_caches[0])}
     clear = ClearParams(words=words.pointer, num_quads=num_quads)
@@ -79,13 +80,13 @@ def decode_layers(
         slots=step.slots.pointer,
         x=out.pointer,
         words=words.pointer,
+        places=WordPlaces(**places),
         qkv=_product(qkv, 0),
         output=_product(output, 0),
         gate_up=_product(gate_up, cut.gate_at),
         down=_product(down, cut.down_at),
         cut=LayerCut(
             num_layers=len(layers),
-            layer_words=layer_words,
             width=qkv.width,
             gate_tiles=cut.gate_tiles,
             qkv_block=cut.qkv_block,
@@ -99,6 +100,25 @@ def decode_layers(
     )
     threads, shared_bytes = 32 * LAYER_WARPS, context.gpu.spread(cut.shared_bytes, 1)
     context.launch(SOURCE, "decode_layers", cut.num_blocks, threads, params, shared_bytes=shared_bytes, **defines)
+
+
+def _word_places(num_tokens: int, layer: Layer) -> dict[str, int]:
+    """The fields of `WordPlaces`. A word is a float32 or two float16."""
+    qkv, output, _, down = Matrices.of(layer)
+    qkv_words, attended_words, activated_words = qkv.num_rows // 2, output.width // 2, down.width // 2
+    middle_at = num_tokens * (qkv_words + attended_words)
+    activated_at = middle_at + num_tokens * qkv.width
+    end_at = activated_at + num_tokens * activated_words
+    return {
+        "layer_words": end_at + num_tokens * qkv.width,
+        "qkv_words": qkv_words,
+        "attended_words": attended_words,
+        "activated_words": activated_words,
+        "attended_at": num_tokens * qkv_words,
+        "middle_at": middle_at,
+        "activated_at": activated_at,
+        "end_at": end_at,
+    }
 
 
 def _product(matrix: PackedMatrix, buffer_at: int) -> DecodeProduct:

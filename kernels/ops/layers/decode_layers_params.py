@@ -7,7 +7,7 @@ from typing import Annotated, NamedTuple
 from kernels.ops.attention_parts.attention_params import AttentionParams
 from kernels.ops.rope import LayerCacheParams, RopeParams
 from kernels.runtime.cuda_constants import declare_constants
-from kernels.runtime.cuda_struct import CudaStruct, FieldType, Float32, Int32, Pointer
+from kernels.runtime.cuda_struct import CudaStruct, FieldType, Float32, Int32, Pointer, UInt32
 from kernels.weights.formats import CHUNK
 
 
@@ -85,7 +85,6 @@ class LayerCut(CudaStruct, source=SOURCE):
     """Which block does what."""
 
     num_layers: Int32
-    layer_words: Int32
     width: Int32
     gate_tiles: Int32  # of a block
     qkv_block: Int32  # the first block with a tile of Q, K and V
@@ -94,6 +93,19 @@ class LayerCut(CudaStruct, source=SOURCE):
     fragments_at: Int32
     epsilon: Float32
     inverse_width: Float32
+
+
+class WordPlaces(CudaStruct, source=SOURCE):
+    """Where words are in those of a layer, and how many each token has."""
+
+    layer_words: UInt32
+    qkv_words: UInt32
+    attended_words: UInt32
+    activated_words: UInt32
+    attended_at: UInt32
+    middle_at: UInt32
+    activated_at: UInt32
+    end_at: UInt32
 
 
 LAYERS_BYTES = MAX_LAYERS * DecodeLayer.layout.num_bytes
@@ -106,7 +118,8 @@ class DecodeLayersParams(CudaStruct, source=SOURCE):
     rope: RopeParams
     slots: Pointer  # [T] int32
     x: Pointer  # [T, width] float32
-    words: Pointer  # [num_layers, layer_words] uint32
+    words: Pointer  # [num_layers, places.layer_words] uint32
+    places: WordPlaces
     qkv: DecodeProduct
     output: DecodeProduct
     gate_up: DecodeProduct
