@@ -2,8 +2,9 @@
 
 For each concurrency, that many requests of random prompts are added at once and run to their last token; end tokens
 do not stop them, and ids are greedy. Times are wall-clock time: nothing is subtracted or left out but the warm-up,
-which is the same number of short requests (on the CPU: one). A token counts from when the engine hands it out. With
-one output token it is the prefill alone that is measured.
+which is the same number of short requests, twice, as a step of a new size becomes a graph when it comes again (on the
+CPU: one request). A token counts from when the engine hands it out. With one output token it is the prefill alone that
+is measured.
 """
 
 from __future__ import annotations
@@ -81,9 +82,9 @@ def measure_all(settings: Settings, load: Load, concurrencies: Sequence[int]) ->
         load_ms = round((time.perf_counter() - start) * 1000)
         for concurrency in concurrencies:
             generator = np.random.default_rng(concurrency)
-            num_warm_up = 1 if device.budget_bytes is None else concurrency
             warm_up = Load(load.prompt_tokens, min(load.output_tokens, WARM_UP_TOKENS))
-            _run(engine, _requests(generator, config.vocab_size, num_warm_up, warm_up))
+            for num_requests in [1] if device.budget_bytes is None else [concurrency] * 2:
+                _run(engine, _requests(generator, config.vocab_size, num_requests, warm_up))
             start, times = _run(engine, _requests(generator, config.vocab_size, concurrency, load))
             yield _measurement(Path(settings.model).name, device, load, load_ms, start, times)
 
