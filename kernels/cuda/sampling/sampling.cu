@@ -136,16 +136,19 @@ KERNEL __launch_bounds__(THREADS) sampling_scan(const __grid_constant__ SamplePa
     const int row = blockIdx.y, chunk = blockIdx.x;
     float* logits = p.logits + (i64)row * p.vocab;
     const int first = chunk * p.scan.slices, end = min(first + p.scan.slices, p.num_slices);
+    Slice loaded(logits, first, p.vocab);  // asked for beside the row's parameters
     const SamplingRow& sampling = p.sampling_rows[row];
     const bool is_edited = sampling.edit_row >= 0;
-    if (is_edited && sampling.num_biases + sampling.num_banned > 0)
+    if (is_edited && sampling.num_biases + sampling.num_banned > 0) {
         apply_biases(p, row, sampling, first * SLICE, end * SLICE);
+        loaded = Slice(logits, first, p.vocab);
+    }
     const bool is_drawn = sampling.temperature > 0.0f;
     u64* group_ranks = p.scratch.group_ranks + (i64)row * p.num_slices * GROUPS;
     u64 best_rank = 0;
     bool finite = true;
     for (int slice = first; slice < end; slice++) {
-        Slice loaded(logits, slice, p.vocab);
+        if (slice > first) loaded = Slice(logits, slice, p.vocab);
         if (is_edited) apply_penalties(p, logits, loaded, sampling);
         float best = NEGATIVE_INFINITY;
         int best_id = loaded.id(0);

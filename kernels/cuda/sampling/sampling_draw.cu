@@ -169,11 +169,11 @@ KERNEL __launch_bounds__(THREADS) sampling_draw(const __grid_constant__ SamplePa
     __shared__ BlockScratch shared;
     __shared__ u64 digits[THREADS];
     const int row = blockIdx.y;
+    const u64 rank = row_largest(p.scratch.ranks + (i64)row * p.scan.chunks, p.scan.chunks);
     const SamplingRow& sampling = p.sampling_rows[row];
     const bool draws = sampling.temperature > 0.0f;
     const bool is_of_one_block = !draws || has_small_top_k(p, sampling);
     if (is_of_one_block && blockIdx.x > 0) return;
-    const u64 rank = row_largest(p.scratch.ranks + (i64)row * p.scan.chunks, p.scan.chunks);
     if (!draws || greedy_id(rank) < 0) {
         if (blockIdx.x == 0 && threadIdx.x == 0) give_out(p, row, greedy_id(rank));
         return;
