@@ -45,6 +45,25 @@ DEVICE void mma_swapped(float (&d)[4], const u32* first, const u32* second, cons
     mma_16x8x16(d, a, b[0], b[1]);
 }
 
+// Float16: A operands as ldmatrix leaves them, of chunk k of all keys of a tile, and of up to OPERANDS times 16 columns
+// of 16 values. They are loaded before the first is used.
+constexpr int OPERANDS = CHUNKS < 4 ? CHUNKS : 4;
+
+DEVICE void load_key_operands(u32 (&a)[TILE_GROUPS][4], u32 keys, int k) {
+    const int lane = threadIdx.x % 32;
+    const u32 address = keys + ((lane & 7) + (lane >> 3 & 1) * 8) * ROW_BYTES + (lane >> 4) * 16;
+#pragma unroll
+    for (int n = 0; n < TILE_GROUPS; n++) load_matrices(a[n], address + n * KEY_GROUP * ROW_BYTES + k * 32);
+}
+DEVICE void load_value_operands(u32 (&a)[OPERANDS][4], u32 values, int j, int first) {
+    const int lane = threadIdx.x % 32;
+    const u32 address = values + ((lane & 7) + (lane >> 4) * 8) * ROW_BYTES + (lane >> 3 & 1) * 16;
+#pragma unroll
+    for (int i = 0; i < OPERANDS; i++)
+        if (first + i < CHUNKS)
+            load_matrices_transposed(a[i], address + j * KEY_GROUP * ROW_BYTES + (first + i) * 32);
+}
+
 // The sum of each row's elements.
 template <int COUNT>
 DEVICE void sum_swapped(float (&sums)[2], const u32 (&b)[COUNT][2]) {
@@ -71,9 +90,19 @@ DEVICE void score_tile(SwappedWeights& weights, const SwappedRows& rows, u32 key
     for (int n = 0; n < TILE_GROUPS; n++)
 #pragma unroll
         for (int c = 0; c < 4; c++) s[n][c] = IS_Q8 ? rows.code_bias[c & 1] : 0.0f;
-    for_key_groups(keys, [&](int k, int n, const u32* first, const u32* second) {
-        mma_swapped(s[n], first, second, rows.queries[k]);
-    });
+    if constexpr (IS_Q8) {
+        for_key_groups(keys, [&](int k, int n, const u32* first, const u32* second) {
+            mma_swapped(s[n], first, second, rows.queries[k]);
+        });
+    } else {
+#pragma unroll
+        for (int k = 0; k < CHUNKS; k++) {
+            u32 a[TILE_GROUPS][4];
+            load_key_operands(a, keys, k);
+#pragma unroll
+            for (int n = 0; n < TILE_GROUPS; n++) mma_16x8x16(s[n], a[n], rows.queries[k][0], rows.queries[k][1]);
+        }
+    }
 #pragma unroll
     for (int n = 0; n < TILE_GROUPS; n++) {
         if constexpr (IS_Q8) {
@@ -115,26 +144,55 @@ DEVICE void score_tile(SwappedWeights& weights, const SwappedRows& rows, u32 key
             weights.p[n][half] = transposed(pack_half2(weigh(s[n][2 * half], 0), weigh(s[n][2 * half + 1], 1)));
 }
 
-// Makes a tile's partial result.
-DEVICE void weigh_tile(SwappedPartial& partial, SwappedWeights& weights, u32 values) {
+// The weighted sums of a tile's values, float16, and the sum of the weights: chains of products side by side.
+DEVICE void weigh_halves(SwappedPartial& partial, const SwappedWeights& weights, u32 values) {
+    constexpr u32 ones[4] = {HALF2_ONES, HALF2_ONES, HALF2_ONES, HALF2_ONES};
+    float sums[4] = {};
+#pragma unroll
+    for (int d = 0; d < CHUNKS; d++)
+#pragma unroll
+        for (int c = 0; c < 4; c++) partial.o[d][c] = 0.0f;
+#pragma unroll
+    for (int first = 0; first < CHUNKS; first += OPERANDS)
+#pragma unroll
+        for (int j = 0; j < TILE_GROUPS; j++) {
+            u32 a[OPERANDS][4];
+            load_value_operands(a, values, j, first);
+            const u32(&b)[2] = weights.p[j];
+            if (first == 0) mma_16x8x16(sums, ones, b[0], b[1]);
+#pragma unroll
+            for (int i = 0; i < OPERANDS; i++)
+                if (first + i < CHUNKS) mma_16x8x16(partial.o[first + i], a[i], b[0], b[1]);
+        }
+    partial.l[0] = sums[0], partial.l[1] = sums[1];
+}
+
+// The same with codes.
+DEVICE void weigh_codes(SwappedPartial& partial, SwappedWeights& weights, u32 values) {
     sum_swapped(partial.l, weights.p);
-    partial.m[0] = weights.m[0], partial.m[1] = weights.m[1];
-    if constexpr (IS_Q8) {
 #pragma unroll
-        for (int j = 0; j < TILE_GROUPS; j++)
+    for (int j = 0; j < TILE_GROUPS; j++)
 #pragma unroll
-            for (int half = 0; half < 2; half++)
-                weights.p[j][half] =
-                    half2_multiply(weights.p[j][half], load_scales(values + TILE_KEYS * ROW_BYTES, 2 * j + half));
-        sum_swapped(weights.code_bias, weights.p);
-    }
+        for (int half = 0; half < 2; half++)
+            weights.p[j][half] =
+                half2_multiply(weights.p[j][half], load_scales(values + TILE_KEYS * ROW_BYTES, 2 * j + half));
+    sum_swapped(weights.code_bias, weights.p);
 #pragma unroll
     for (int d = 0; d < CHUNKS; d++) {
         float (&o)[4] = partial.o[d];
 #pragma unroll
-        for (int c = 0; c < 4; c++) o[c] = IS_Q8 ? __fmul_rn(weights.code_bias[c & 1], CODE_BIAS) : 0.0f;
+        for (int c = 0; c < 4; c++) o[c] = __fmul_rn(weights.code_bias[c & 1], CODE_BIAS);
         for_value_groups<ROW_BYTES>(value_address(values, d), [&](int j, const u32* first, const u32* second) {
             mma_swapped(o, first, second, weights.p[j]);
         });
     }
+}
+
+// Makes a tile's partial result.
+DEVICE void weigh_tile(SwappedPartial& partial, SwappedWeights& weights, u32 values) {
+    partial.m[0] = weights.m[0], partial.m[1] = weights.m[1];
+    if constexpr (IS_Q8)
+        weigh_codes(partial, weights, values);
+    else
+        weigh_halves(partial, weights, values);
 }
