@@ -71,6 +71,7 @@ class ProductBlock {
     };
 
     static constexpr int PASSES = (TOKENS + 1) / 2;
+    static constexpr u32 NOWHERE = 0xFFFFFFFFu;
 
     const DecodeLayersParams& p;
     ProductScratch& scratch;
@@ -256,10 +257,11 @@ class ProductBlock {
         fragments.unpack(weights.qkv_format, tile_buffer().units, 0, 0, first, count);
         tile_buffer().release();
         u32 to = LayerWords(p, layer).qkv(first_token_of_lane(), qkv_tile() * 8 + lane() % 16 / 2);
-        compute_now(to);
+        u32 x = x_address(first);
+        compute_now(to), compute_now(x);
         sync_warps(QKV_X_BARRIER, num_warps + num_norm_warps());
         float acc[4] = {};
-        fragments.multiply(acc, x_address(first), count);
+        fragments.multiply(acc, x, count);
         put_sums(scratch.tile_sums, partition, acc);
         if (!finishes(TILE_BARRIER, num_warps, partition == 0)) return;
         for_rows([&](int pass, int token, int row, bool is_one) {
@@ -329,21 +331,22 @@ class ProductBlock {
         fragments.unpack(weights.gate_up_format, gate_buffer().units, tile, p.gate_up.num_chunks, first,
                          multiplies ? count : 0);
         gate_buffer().release();
-        // Those that go on to write where x is wait for all that read it.
-        const int num_waiting = max(p.cut.gate_tiles, SHARES_X ? num_down_warps() : 0);
-        int waits = warp() < num_waiting, has_tile = warp() < num_gate_tiles();
-        u32 to =
-            LayerWords(p, layer).activated(first_token_of_lane(), (first_gate_tile() + warp()) * 4 + lane() % 16 / 2);
-        compute_now(waits), compute_now(has_tile), compute_now(to);
+        u32 to = NOWHERE, x = x_address(first);
+        if (warp() < num_gate_tiles())
+            to = LayerWords(p, layer)
+                     .activated(first_token_of_lane(), (first_gate_tile() + warp()) * 4 + lane() % 16 / 2);
+        compute_now(to), compute_now(x);
         if (has_output() && tile_partition(p.output) >= 0) multiply_output(layer, tile_partition(p.output));
         if (warp() < num_norm_warps()) norm(weights.ffn_norm, p.words + LayerWords(p, layer).middle(0, 0), false, true);
         sync_warps(GATE_X_BARRIER, num_warps);
         if (multiplies) {
             float acc[4] = {};
-            fragments.multiply(acc, x_address(first), count);
+            fragments.multiply(acc, x, count);
             put_sums(scratch.gate_sums[tile], partition, acc);
         }
-        if (!finishes(GATE_BARRIER, num_warps, waits) || !has_tile) return;
+        // Those that go on to write where x is wait for all that read it.
+        const bool waits = to != NOWHERE || (SHARES_X && warp() < num_down_warps());
+        if (!finishes(GATE_BARRIER, num_warps, waits) || to == NOWHERE) return;
         for_rows([&](int pass, int token, int row, bool is_one) {
             const float y = __fadd_rn(sum_in_order<1>(scratch.gate_sums[warp()][token][row]), 0.0f);
             const float up = __shfl_down_sync(ALL_LANES, y, 8);
@@ -388,8 +391,11 @@ class ProductBlock {
         const int second = has_second ? first + count : first;
         // A lane of the first warp has a row of a token.
         const int token_of_row = TOKENS > 1 ? lane() / 8 % TOKENS : 0, row = block() * 8 + lane() % 8;
+        // Of the product's columns two are of each token: one of the first partition's x, one of the second's. Of
+        // either's rows that is what counts.
+        u32 x = shared_address(scratch.activated(warp(), lane() % (2 * TOKENS))) + (lane() >> 3) * 16;
         u32 to = LayerWords(p, layer).end(token_of_row, row);
-        compute_now(to);
+        compute_now(to), compute_now(x);
         Fragments<DOWN_CHUNKS> fragments;
         sync_warps(READY_BARRIER, num_feeding_warps());
         fragments.take(down_fragments(2 * warp()), count);
@@ -404,9 +410,6 @@ class ProductBlock {
             await_quads(quads, places);
         }
         __syncwarp();
-        // Of the product's columns two are of each token: one of the first partition's x, one of the second's. Of
-        // either's rows that is what counts.
-        const u32 x = shared_address(scratch.activated(warp(), lane() % (2 * TOKENS))) + (lane() >> 3) * 16;
         float acc[4] = {};
 #pragma unroll
         for (int phase = 0; phase < TOKENS; phase++) {
