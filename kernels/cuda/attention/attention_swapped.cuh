@@ -60,8 +60,7 @@ DEVICE void load_value_operands(u32 (&a)[OPERANDS][4], u32 values, int j, int fi
     const u32 address = values + ((lane & 7) + (lane >> 4) * 8) * ROW_BYTES + (lane >> 3 & 1) * 16;
 #pragma unroll
     for (int i = 0; i < OPERANDS; i++)
-        if (first + i < CHUNKS)
-            load_matrices_transposed(a[i], address + j * KEY_GROUP * ROW_BYTES + (first + i) * 32);
+        if (first + i < CHUNKS) load_matrices_transposed(a[i], address + j * KEY_GROUP * ROW_BYTES + (first + i) * 32);
 }
 
 // The sum of each row's elements.

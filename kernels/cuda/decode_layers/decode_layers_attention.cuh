@@ -6,6 +6,9 @@
 
 constexpr int BLOCK_TOKENS = TOKENS > 2 ? 2 : 1, ATTENTION_WARPS = BLOCK_SPLITS * DECODE_WARPS;
 constexpr int TOKEN_WARPS = ATTENTION_WARPS / BLOCK_TOKENS, TOKEN_SPLITS = BLOCK_SPLITS / BLOCK_TOKENS;
+// Of a token: warps that rotate heads and attend to nothing.
+constexpr int HELPING_WARPS = BLOCK_TOKENS > 1 ? 4 : 2;
+static_assert(ATTENTION_WARPS + BLOCK_TOKENS * HELPING_WARPS <= LAYER_WARPS, "a block's warps");
 static_assert(BLOCK_SPLITS == 2 && DECODE_WARPS == SPLIT_TILES && ATTENTION_WARPS <= LAYER_WARPS, "a tile a warp");
 static_assert(BLOCK_ROWS == 8, "columns of a B operand");
 
@@ -18,13 +21,18 @@ struct AttentionScratch {
 
 class AttentionBlock {
     enum Barrier { HEADS_BARRIER = 1, TILES_BARRIER, SPLITS_BARRIER, NUM_BARRIERS = SPLITS_BARRIER };
-    static constexpr int WARP_HEADS = (BLOCK_ROWS + 2 + TOKEN_WARPS - 1) / TOKEN_WARPS;
+    static constexpr int HEAD_WARPS = TOKEN_WARPS + HELPING_WARPS;
+    static constexpr int WARP_HEADS = (BLOCK_ROWS + 2 + HEAD_WARPS - 1) / HEAD_WARPS;
 
     const DecodeLayersParams& p;
     const AttentionParams& attention;
     AttentionScratch& scratch;
-    const int block_warp = threadIdx.x / 32, group = block_warp / TOKEN_WARPS;  // a group of warps has a token
-    const int warp = block_warp % TOKEN_WARPS, lane = threadIdx.x % 32, kv_head, token;
+    const int block_warp = threadIdx.x / 32, helper = block_warp - ATTENTION_WARPS, lane = threadIdx.x % 32;
+    const bool helps = helper >= 0;
+    // A group of warps has a token, those that help come last.
+    const int group = helps ? helper / HELPING_WARPS : block_warp / TOKEN_WARPS;
+    const int warp = helps ? TOKEN_WARPS + helper % HELPING_WARPS : block_warp % TOKEN_WARPS;
+    const int kv_head, token;
     const int split_number = warp / DECODE_WARPS;  // of those at once
     const HeadLane at;
     Rotation rotation, query_rotation;
@@ -43,11 +51,11 @@ class AttentionBlock {
     }
 
     DEVICE void run() {
-        if (block_warp >= ATTENTION_WARPS) return;
+        if (block_warp >= BLOCK_TOKENS * HEAD_WARPS) return;
         wait_for_previous();
         const i32 position = attention.positions[token], slot = p.slots[token];
         if (position < 0) {
-            clear_all();
+            if (!helps) clear_all();
             return;
         }
         item.sequence = token, item.num_rows = attention.group, item.num_keys = position + 1,
@@ -61,10 +69,10 @@ class AttentionBlock {
         for (int l = 0; l < p.cut.num_layers; l++) {
             const DecodeLayer& layer = p.layers[l];
             const LayerWords words(p, l);
-            copy(keys, layer.cache.keys, first_offset, warp);
-            copy(values, layer.cache.values, first_offset, warp);
+            if (!helps) copy(keys, layer.cache.keys, first_offset, warp);
+            if (!helps) copy(values, layer.cache.values, first_offset, warp);
             take_heads(p.words + words.qkv(token, 0), layer.cache, new_offset);
-            attend(layer.cache, words);
+            if (!helps) attend(layer.cache, words);
         }
     }
 
@@ -102,17 +110,16 @@ class AttentionBlock {
         uint2 heads[WARP_HEADS];
         await<WARP_HEADS>(
             [&](int i) {
-                const int row = warp + i * TOKEN_WARPS;
-                const bool wanted = at.valid && row < num_rows;
-                const u32* words = head_words(qkv, wanted ? row : 0);
-                heads[i].x = wanted ? load_word(words + at.first) : 0;
-                heads[i].y = wanted ? load_word(words + at.second) : 0;
+                // A warp that has none waits for the last one, so as not to come to the barrier a layer early.
+                const u32* words = head_words(qkv, min(warp + i * HEAD_WARPS, num_rows - 1));
+                heads[i].x = at.valid ? load_word(words + at.first) : 0;
+                heads[i].y = at.valid ? load_word(words + at.second) : 0;
             },
             [&](int i) { return heads[i].x != EMPTY && heads[i].y != EMPTY; });
         __syncwarp();
 #pragma unroll
         for (int i = 0; i < WARP_HEADS; i++) {
-            const int row = warp + i * TOKEN_WARPS;
+            const int row = warp + i * HEAD_WARPS;
             if (row >= num_rows) break;
             if (row < attention.group) {
                 const uint2 query = rotate_head(heads[i], at, query_rotation, HeadNorm{});
@@ -123,9 +130,20 @@ class AttentionBlock {
             const uint2 cached = to_cache(is_key ? rotate_head(heads[i], at, rotation, HeadNorm{}) : heads[i]);
             u8* const place = new_row(is_key ? NEW_KEY : NEW_VALUE);
             store_cached(place, (u16*)(place + HEAD_DIM), at, cached);
-            if (new_offset >= 0) store_cached(is_key ? cache.keys : cache.values, new_offset, at, cached);
+            heads[i] = cached;
         }
-        sync(HEADS_BARRIER);
+        const int barrier = group * NUM_BARRIERS + HEADS_BARRIER;
+        if (helps)
+            arrive_warps(barrier, HEAD_WARPS);
+        else
+            sync_warps(barrier, HEAD_WARPS);
+        // Nobody waits for the cache.
+#pragma unroll
+        for (int i = 0; i < WARP_HEADS; i++) {
+            const int row = warp + i * HEAD_WARPS;
+            if (row < attention.group || row >= num_rows || new_offset < 0) continue;
+            store_cached(row == attention.group ? cache.keys : cache.values, new_offset, at, heads[i]);
+        }
     }
 
     DEVICE void prepare(SwappedRows& rows) const {

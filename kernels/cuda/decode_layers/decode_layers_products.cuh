@@ -6,6 +6,7 @@
 #include "decode_layers_weights.cuh"
 
 constexpr int FEED_WARP = LAYER_WARPS - 1;  // it copies weights
+constexpr int GATE_WARPS = FEED_WARP;       // as many as a block's tiles of gates have partitions
 // These unpack what the down projection will need: no partition of output is theirs.
 constexpr int UNPACK_WARPS = 8;
 
@@ -23,7 +24,7 @@ constexpr int TILE_STRIDE = TOKENS > 2 ? 8 : TILE_SUMS;
 
 struct ProductScratch {
     u64 barriers[3][2];  // of `WeightBuffer`s: of Q, K and V or output, of gates, of down projections
-    float norm_sums[TOKENS][NORM_PARTITIONS];
+    alignas(16) float norm_sums[TOKENS][NORM_PARTITIONS];  // -0 where a row has no partition
     // Of a row's partitions; those that it has not are -0, which changes no bit.
     float tile_sums[TOKENS][16][TILE_STRIDE];
     float gate_sums[MAX_GATE_TILES][TOKENS][16][GATE_SUMS];
@@ -105,7 +106,6 @@ class ProductBlock {
     DEVICE static int tile_partition(const DecodeProduct& product) {
         return warp() - (FEED_WARP - product.num_partitions);
     }
-    DEVICE static constexpr int num_gate_warps() { return LAYER_WARPS - 1; }  // as many as a block's tiles have partitions
     DEVICE int num_feeding_warps() const { return max(num_down_warps(), UNPACK_WARPS); }
     DEVICE int num_down_warps() const { return (p.down.num_partitions + 1) / 2; }
 
@@ -115,13 +115,13 @@ class ProductBlock {
         auto fill = [](float* values, int count, float value) {
             for (int i = threadIdx.x; i < count; i += blockDim.x) values[i] = value;
         };
-        fill(scratch.norm_sums[0], TOKENS * NORM_PARTITIONS, 0.0f);
+        fill(scratch.norm_sums[0], TOKENS * NORM_PARTITIONS, -0.0f);
         fill(scratch.tile_sums[0][0], TOKENS * 16 * TILE_STRIDE, -0.0f);
         fill(scratch.gate_sums[0][0][0], MAX_GATE_TILES * TOKENS * 16 * GATE_SUMS, -0.0f);
         fill(scratch.down_sums[0][0], TOKENS * 8 * DOWN_SUMS, -0.0f);
         if (threadIdx.x == 0) {
             tile_buffer().init(has_qkv() ? p.qkv.num_partitions : p.output.num_partitions);
-            gate_buffer().init(num_gate_warps());
+            gate_buffer().init(GATE_WARPS);
             down_buffer().init(UNPACK_WARPS);
             publish_barriers();
         }
@@ -197,7 +197,7 @@ class ProductBlock {
         sync_warps(NORM_BARRIER, num_norm_warps());
 #pragma unroll
         for (int token = 0; token < TOKENS; token++) {
-            const float factor = norm_factor(norm, row_sum(scratch.norm_sums[token]));
+            const float factor = norm_factor(norm, sum_in_order<NORM_PARTITIONS / 4>(scratch.norm_sums[token]));
             *(uint2*)(scratch.x(token) + column) = pack_quad(scale_quad(norm, w, column, v[token], factor));
         }
     }
@@ -271,12 +271,8 @@ class ProductBlock {
         });
     }
 
-    // acc += a partition of a tile of output, which is fetched before it waits, times what attention gives.
-    template <int F>
-    DEVICE void multiply_attended(float (&acc)[4], int layer, int first, int count) {
-        RawChunks<F, TILE_CHUNKS> chunks;
-        chunks.load(tile_buffer().units, first, count);
-        tile_buffer().release();
+    // A warp waits for what attention gives, for `count` chunks from chunk `first` on.
+    DEVICE void take_attended(int layer, int first, int count) {
         if (lane() < count * 8) {
             const u32* places[TOKENS];
             uint4 quads[TOKENS];
@@ -289,10 +285,9 @@ class ProductBlock {
                 *(uint4*)(scratch.x(token) + first * 64 + lane() * 8) = quads[token];
         }
         __syncwarp();
-        chunks.multiply(acc, x_address(first), count);
     }
 
-    // Some warps call it, which have gates unpacked already: it takes few registers.
+    // The warps call it that have a partition of output.
     DEVICE void multiply_output(int layer, int partition) {
         const DecodeLayer& weights = p.layers[layer];
         const int first = p.output.first_chunk(partition), count = p.output.first_chunk(partition + 1) - first;
@@ -303,13 +298,14 @@ class ProductBlock {
                 const u32* x = layer_x(layer) + token * p.cut.width + block() * 16 + row;
                 residuals[pass] = __uint_as_float(layer ? await_word(x) : load_word(x));
             });
-        u32 to = LayerWords(p, layer).middle(first_token_of_lane(), block() * 16 + lane() % 16);
-        compute_now(to);
+        u32 to = LayerWords(p, layer).middle(first_token_of_lane(), block() * 16 + lane() % 16), x = x_address(first);
+        compute_now(to), compute_now(x);
+        Fragments<TILE_CHUNKS> fragments;
+        fragments.unpack(weights.output_format, tile_buffer().units, 0, 0, first, count);
+        tile_buffer().release();
+        take_attended(layer, first, count);
         float acc[4] = {};
-        if (weights.output_format == Q5_0)
-            multiply_attended<Q5_0>(acc, layer, first, count);
-        else
-            multiply_attended<Q8_0>(acc, layer, first, count);
+        fragments.multiply(acc, x, count);
         put_sums(scratch.tile_sums, partition, acc);
         if (!finishes(TILE_BARRIER, p.output.num_partitions, partition == 0)) return;
         for_rows([&](int pass, int token, int row, bool is_one) {
@@ -321,11 +317,13 @@ class ProductBlock {
 
     DEVICE void multiply_gate(int layer) {
         const DecodeLayer& weights = p.layers[layer];
-        const int num_warps = num_gate_warps(), num_partitions = p.gate_up.num_partitions;
-        if (warp() >= num_warps) return;
+        const int num_partitions = p.gate_up.num_partitions;
+        if (warp() >= GATE_WARPS) return;
         const int tile = warp() / num_partitions, partition = warp() - tile * num_partitions;
         const int first = p.gate_up.first_chunk(partition), count = p.gate_up.first_chunk(partition + 1) - first;
         const bool multiplies = tile < num_gate_tiles();
+        // The warps that have output's partitions unpack gates after it, while others wait for its rows and norm them.
+        if (has_output() && tile_partition(p.output) >= 0) multiply_output(layer, tile_partition(p.output));
         Fragments<GATE_CHUNKS> fragments;
         gate_buffer().wait(layer);
         fragments.unpack(weights.gate_up_format, gate_buffer().units, tile, p.gate_up.num_chunks, first,
@@ -333,12 +331,11 @@ class ProductBlock {
         gate_buffer().release();
         u32 to = NOWHERE, x = x_address(first);
         if (warp() < num_gate_tiles())
-            to = LayerWords(p, layer)
-                     .activated(first_token_of_lane(), (first_gate_tile() + warp()) * 4 + lane() % 16 / 2);
+            to = LayerWords(p, layer).activated(first_token_of_lane(),
+                                                (first_gate_tile() + warp()) * 4 + lane() % 16 / 2);
         compute_now(to), compute_now(x);
-        if (has_output() && tile_partition(p.output) >= 0) multiply_output(layer, tile_partition(p.output));
         if (warp() < num_norm_warps()) norm(weights.ffn_norm, p.words + LayerWords(p, layer).middle(0, 0), false, true);
-        sync_warps(GATE_X_BARRIER, num_warps);
+        sync_warps(GATE_X_BARRIER, GATE_WARPS);
         if (multiplies) {
             float acc[4] = {};
             fragments.multiply(acc, x, count);
@@ -346,13 +343,12 @@ class ProductBlock {
         }
         // Those that go on to write where x is wait for all that read it.
         const bool waits = to != NOWHERE || (SHARES_X && warp() < num_down_warps());
-        if (!finishes(GATE_BARRIER, num_warps, waits) || to == NOWHERE) return;
+        if (!finishes(GATE_BARRIER, GATE_WARPS, waits) || to == NOWHERE) return;
         for_rows([&](int pass, int token, int row, bool is_one) {
             const float y = __fadd_rn(sum_in_order<1>(scratch.gate_sums[warp()][token][row]), 0.0f);
             const float up = __shfl_down_sync(ALL_LANES, y, 8);
             const u32 word = word_of_halves(swiglu(y, up));
-            if (is_one && row < 8 && row % 2 == 0)
-                publish(p.words + to + 2 * pass * p.places.activated_words, word);
+            if (is_one && row < 8 && row % 2 == 0) publish(p.words + to + 2 * pass * p.places.activated_words, word);
         });
     }
 

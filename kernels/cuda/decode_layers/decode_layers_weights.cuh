@@ -152,35 +152,3 @@ class Fragments {
             }
     }
 };
-
-// The same as it is in the file, in fewer registers, and unpacked as it is multiplied.
-template <int F, int COUNT>
-class RawChunks {
-    Raw<F> raw[COUNT];
-
-   public:
-    // Chunks first..first + count - 1 of the tile at `units`; count > 0.
-    DEVICE void load(u32 units, int first, int count) {
-        using L = Layout<F>;
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            const int chunk = first + min(i, count - 1);
-            raw[i].load_shared(units + chunk / L::chunks * L::unit_bytes, chunk % L::chunks, threadIdx.x % 32);
-        }
-    }
-    DEVICE void multiply(float (&acc)[4], u32 x, int count) const {
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            if (i >= count) break;
-            u32 b[2][4], a[4][4];
-            load_matrices(b[0], x + i * 128);
-            load_matrices(b[1], x + i * 128 + 64);
-            const Scales<F> scales(raw[i], RowBase{});
-#pragma unroll
-            for (int s = 0; s < 4; s++) {
-                fragment_of<F>(raw[i], scales, s, a[s]);
-                mma_16x8x16(acc, a[s], b[s >> 1][2 * (s & 1)], b[s >> 1][2 * (s & 1) + 1]);
-            }
-        }
-    }
-};

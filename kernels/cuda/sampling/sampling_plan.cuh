@@ -73,7 +73,7 @@ struct SampleParams {
     const SamplingRow* sampling_rows;  // [num_rows]
     const i64* output_positions;       // [num_rows]
     int* out_ids;                      // [num_rows]
-    int* host_ids;                 // [num_rows] in page-locked host memory, or null
+    int* host_ids;                     // [num_rows] in page-locked host memory, or null
     EditPointers edits;
     SampleScratch scratch;
     int num_rows;
