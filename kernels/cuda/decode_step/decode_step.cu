@@ -67,25 +67,40 @@ DEVICE void prefetch_row(const BeginParams& p, int row) {
     if (position >= 0) prefetch(p.block_tables + (i64)row * p.max_blocks + (position + 1) / p.block_tokens);
 }
 
-// Rows that hold a sequence go on with the token they drew and with their own state; then row and block updates; then
-// KV slots.
+// A row that holds a sequence goes on with the token it drew and with its own state. Returns its position.
+DEVICE i32 advance(const BeginParams& p, int row) {
+    i32 position = p.positions[row];
+    if (position < 0) return position;
+    p.token_ids[row] = usable(p.drawn[row]);
+    p.positions[row] = ++position;
+    p.context_lengths[row]++;
+    p.sequence_lengths[row]++;
+    p.output_positions[row]++;
+    if (p.states.slots) p.states.sources[row] = p.states.slots[row];
+    return position;
+}
+
+DEVICE void find_slot(const BeginParams& p, int row, i32 position) {
+    const i32 block = position / p.block_tokens;
+    p.slots[row] = position < 0 ? -1
+                                : p.block_tables[(i64)row * p.max_blocks + block] * p.block_tokens +
+                                      (position - block * p.block_tokens);
+}
+
+// Rows go on; then row and block updates; then KV slots.
 KERNEL __launch_bounds__(THREADS) decode_step_begin(const __grid_constant__ BeginParams p) {
     wait_for_previous();
     const int thread = threadIdx.x;
-    for (int row = thread; row < p.num_rows; row += THREADS) prefetch_row(p, row);
     const UpdateCounts counts = *p.updates;
+    for (int row = thread; row < p.num_rows; row += THREADS) prefetch_row(p, row);
+    if (counts.num_rows == 0 && counts.num_blocks == 0) {
+        for (int row = thread; row < p.num_rows; row += THREADS) find_slot(p, row, advance(p, row));
+        return;
+    }
     const int row_update_words = ROW_UPDATE_WORDS + p.sampling_words;
     const u64* row_updates = (const u64*)(p.updates + 1);  // [counts.num_rows, row_update_words]
     const BlockUpdate* block_updates = (const BlockUpdate*)(row_updates + counts.num_rows * row_update_words);
-    for (int row = thread; row < p.num_rows; row += THREADS) {
-        if (p.positions[row] < 0) continue;
-        p.token_ids[row] = usable(p.drawn[row]);
-        p.positions[row]++;
-        p.context_lengths[row]++;
-        p.sequence_lengths[row]++;
-        p.output_positions[row]++;
-        if (p.states.slots) p.states.sources[row] = p.states.slots[row];
-    }
+    for (int row = thread; row < p.num_rows; row += THREADS) advance(p, row);
     for (int i = thread; i < counts.num_blocks; i += THREADS)
         p.block_tables[block_updates[i].entry] = block_updates[i].block_id;
     for (int i = thread; i < counts.num_rows * p.sampling_words; i += THREADS) {
@@ -105,12 +120,7 @@ KERNEL __launch_bounds__(THREADS) decode_step_begin(const __grid_constant__ Begi
     }
     if (thread == 0) *p.updates = {0, 0};
     __syncthreads();
-    for (int row = thread; row < p.num_rows; row += THREADS) {
-        const i32 position = p.positions[row], block = position / p.block_tokens;
-        p.slots[row] = position < 0 ? -1
-                                    : p.block_tables[(i64)row * p.max_blocks + block] * p.block_tokens +
-                                          (position - block * p.block_tokens);
-    }
+    for (int row = thread; row < p.num_rows; row += THREADS) find_slot(p, row, p.positions[row]);
 }
 
 struct ResolveParams {
