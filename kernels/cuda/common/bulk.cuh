@@ -35,6 +35,16 @@ DEVICE void copy_bulk(u32 shared, const void* global, int num_bytes, u32 barrier
                  : "r"(shared), "l"(global), "r"(num_bytes), "r"(barrier)
                  : "memory");
 }
+// The same of what is not read again for long: the L2 cache keeps other lines.
+DEVICE void copy_bulk_once(u32 shared, const void* global, int num_bytes, u32 barrier) {
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+        :
+        : "r"(shared), "l"(global), "r"(num_bytes), "r"(barrier), "l"(policy)
+        : "memory");
+}
 // Copies the box of a tensor map that begins at (column, row); what lies outside of the array comes as zeros.
 DEVICE void copy_box(u32 shared, const void* tensor_map, int column, int row, u32 barrier) {
     asm volatile(

@@ -17,6 +17,9 @@ constexpr int PHASE_CHUNKS = DOWN_CHUNKS / TOKENS, PHASE_STRIDE = PHASE_CHUNKS *
 constexpr int MAX_DOWN_WARPS = DOWN_SUMS / 2;
 // Four tokens have less shared memory than they would like: what gates and the down projection multiply has one place.
 constexpr bool SHARES_X = TOKENS > 2;
+// With several tokens the next layer's gates come while this one's are multiplied: on their way earlier they would
+// delay the words of what attention gives. With one that takes longer.
+constexpr bool LATE_GATES = TOKENS > 1;
 constexpr int X_COLUMNS = TOKENS * X_STRIDE, PHASE_COLUMNS = 2 * TOKENS * PHASE_STRIDE;
 constexpr int ACTIVATED_AT = SHARES_X ? 0 : X_COLUMNS, ALL_COLUMNS = ACTIVATED_AT + MAX_DOWN_WARPS * PHASE_COLUMNS;
 static_assert(ALL_COLUMNS >= X_COLUMNS, "place for either");
@@ -24,6 +27,7 @@ constexpr int TILE_STRIDE = TOKENS > 2 ? 8 : TILE_SUMS;
 
 struct ProductScratch {
     u64 barriers[3][2];  // of `WeightBuffer`s: of Q, K and V or output, of gates, of down projections
+    u64 middle_barrier;  // the residual stream has come to a layer's gates
     alignas(16) float norm_sums[TOKENS][NORM_PARTITIONS];  // -0 where a row has no partition
     // Of a row's partitions; those that it has not are -0, which changes no bit.
     float tile_sums[TOKENS][16][TILE_STRIDE];
@@ -123,6 +127,7 @@ class ProductBlock {
             tile_buffer().init(has_qkv() ? p.qkv.num_partitions : p.output.num_partitions);
             gate_buffer().init(GATE_WARPS);
             down_buffer().init(UNPACK_WARPS);
+            barrier_init(shared_address(&scratch.middle_barrier), 1);
             publish_barriers();
         }
         __syncthreads();
@@ -144,6 +149,12 @@ class ProductBlock {
     }
 
    private:
+    DEVICE void fill_gates(int layer) const {
+        if (num_gate_tiles() <= 0) return;
+        if (LATE_GATES && layer) barrier_wait(shared_address(&scratch.middle_barrier), (layer - 1) & 1);
+        gate_buffer().fill(p.layers[layer].gate_up, p.layers[layer].gate_up_format, p.gate_up.num_chunks,
+                           first_gate_tile(), num_gate_tiles(), layer);
+    }
     // In the order in which buffers become empty.
     DEVICE void feed() const {
 #pragma unroll 1
@@ -154,10 +165,9 @@ class ProductBlock {
             if (has_qkv() && layer.qkv_bias && lane() == 0) prefetch(layer.qkv_bias + qkv_tile() * 16);
             if (has_qkv()) tile_buffer().fill(layer.qkv, layer.qkv_format, p.qkv.num_chunks, qkv_tile(), 1, l);
             if (has_down()) down_buffer().fill(layer.down, layer.down_format, p.down.num_chunks, block() / 2, 1, l);
-            if (num_gate_tiles() > 0)
-                gate_buffer().fill(layer.gate_up, layer.gate_up_format, p.gate_up.num_chunks, first_gate_tile(),
-                                   num_gate_tiles(), l);
+            if (!LATE_GATES) fill_gates(l);
             if (has_output()) tile_buffer().fill(layer.output, layer.output_format, p.output.num_chunks, block(), 1, l);
+            if (LATE_GATES) fill_gates(l);
         }
     }
 
@@ -183,6 +193,7 @@ class ProductBlock {
         else
             await_quads(quads, places);
         __syncwarp();
+        if (LATE_GATES && keeps_residuals && threadIdx.x == 0) barrier_arrive(shared_address(&scratch.middle_barrier));
 #pragma unroll
         for (int token = 0; token < TOKENS; token++) {
             const uint4 quad = quads[token];

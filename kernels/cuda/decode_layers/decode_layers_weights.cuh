@@ -40,7 +40,7 @@ struct WeightBuffer {
         for (int i = lane; i < all; i += 32) {
             const int tile = i / num_units, unit = i - tile * num_units;
             const u8* from = unit_address<F>(packed, first + tile, unit * L::chunks, num_units);
-            copy_bulk(units + i * L::unit_bytes, from, L::unit_bytes, full);
+            copy_bulk_once(units + i * L::unit_bytes, from, L::unit_bytes, full);
         }
     }
 };

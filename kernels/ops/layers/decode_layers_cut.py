@@ -211,7 +211,7 @@ def _scratch_bytes(num_tokens: int) -> int:
     sums = NORM_PARTITIONS + 8 + 16 * tile_sums + MAX_GATE_TILES * 16 * GATE_SUMS + 8 * DOWN_SUMS
     activated = DOWN_SUMS // 2 * 2 * (DOWN_LIMIT.chunks // num_tokens * CHUNK + 8)
     x = 0 if shares_x else MAX_WIDTH + (8 if num_tokens > 1 else 0)
-    return 6 * 8 + num_tokens * (sums * 4 + (x + activated) * 2) + _ALIGNMENT
+    return 8 * 8 + num_tokens * (sums * 4 + (x + activated) * 2) + _ALIGNMENT
 
 
 _ATTENTION_BYTES = (
