@@ -71,13 +71,15 @@ class DecodeGraphs:
         self._prefixes = prefixes_in(prefixes)
         kind = LateStepGraph if capture else StepGraph
         few = [bucket for bucket in self.buckets if bucket in model.one_kernel_contexts]
-        self._few_graphs = {bucket: [self._graph(bucket, kind, host_ids=ids) for ids in host_ids] for bucket in few}
+        self._one_kernel_graphs = {
+            bucket: [self._graph(bucket, kind, host_ids=ids) for ids in host_ids] for bucket in few
+        }
         self._graphs = {bucket: self._graph(bucket, kind) for bucket in self.buckets if bucket not in few}
         self._sharing_graphs = {bucket: self._graph(bucket, kind, shares=True, is_long=True) for bucket in self.buckets}
         self.short_contexts = short_contexts(model, self.buckets)
         self._long_graphs = {bucket: self._graph(bucket, kind, is_long=True) for bucket in self.short_contexts}
         if capture:
-            alike = [*self._few_graphs.values(), *([graph] for graph in self._graphs.values())]
+            alike = [*self._one_kernel_graphs.values(), *([graph] for graph in self._graphs.values())]
             for first_graph, *others in reversed(alike):
                 first_graph.launch_forward()  # the parts are captured when they are wanted: a start is done sooner
                 first_graph.launch_draw(reports=True)
@@ -96,8 +98,8 @@ class DecodeGraphs:
         step.
         """
         is_long = bucket in self.short_contexts and context > self.short_contexts[bucket]
-        if bucket in self._few_graphs and not is_long:
-            return self._few_graphs[bucket][turn]  # in one kernel, in which each attends alone
+        if bucket in self._one_kernel_graphs and not is_long:
+            return self._one_kernel_graphs[bucket][turn]  # in one kernel, in which each attends alone
         if shares:
             return self._sharing_graphs[bucket]
         return (self._long_graphs if is_long else self._graphs)[bucket]
