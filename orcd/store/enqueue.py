@@ -179,12 +179,12 @@ class _Sender:
 
     @property
     def is_followed(self) -> bool:
-        """Whether more is done here with each task that Celery sends: by a task that sends it, or to trace it."""
+        """Whether more is done here with each task that Celery sends: by a task that sends it, or by who traces it."""
         from celery import signals
 
         told = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
-        is_wrapped = hasattr(type(self.app).send_task, "__wrapped__")  # as Sentry's integration does
-        return bool(self.app.current_worker_task) or is_wrapped or any(each.has_listeners(GENERATE) for each in told)
+        wrapped = [hasattr(each, "__wrapped__") for each in (type(self.app).send_task, self.app.amqp.Producer.publish)]
+        return bool(self.app.current_worker_task) or any(wrapped) or any(each.has_listeners(GENERATE) for each in told)
 
     def close(self) -> None:
         """Give the connections back."""

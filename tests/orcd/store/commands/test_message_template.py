@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import functools
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kombu
 import pytest
 import redis
 from celery import Celery, signals
@@ -154,21 +156,25 @@ def test_what_an_application_has_celery_do_for_each_task_is_done_for_each_job(
     assert alone
 
 
-def test_nobody_who_follows_what_celery_sends_hears_of_the_template(
-    redis_url: str, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("owner", "name"), [(Celery, "send_task"), (kombu.Producer, "publish")])
+def test_who_wraps_the_methods_that_send_sees_the_message_of_each_job(
+    redis_url: str, connection: redis.Redis, monkeypatch: pytest.MonkeyPatch, owner: type[Any], name: str
 ) -> None:
-    """Sentry wraps the method."""
-    send_task, sent = Celery.send_task, []
+    """Sentry and New Relic wrap methods, and add headers."""
+    method = getattr(owner, name)
+    calls = itertools.count(1)
 
-    @functools.wraps(send_task)
+    @functools.wraps(method)
     def wrapped(*args: Any, **options: Any) -> Any:
-        sent.append(options["task_id"])
-        return send_task(*args, **options)
+        options["headers"] = {**(options.get("headers") or {}), "call": next(calls)}
+        return method(*args, **options)
 
-    monkeypatch.setattr(Celery, "send_task", wrapped)
+    monkeypatch.setattr(owner, name, wrapped)
     with Client(redis_url) as client:
-        assert sent == [client.submit(prompt="x")]
-    assert connection.llen("orcd:5") == 1
+        job_ids = client.submit_many([{"prompt": "x"}] * 2)
+    second, first = (read(text)["headers"] for text in connection.lrange("orcd:5", 0, -1))
+    assert [first["id"], second["id"]] == job_ids
+    assert first["call"] < second["call"]
 
 
 def test_a_job_that_a_task_submits_names_that_as_its_parent(
