@@ -63,7 +63,7 @@ class InstantDevice(LateDevice):
         self._masks = {row: int(numbers[row]) for row in np.flatnonzero(numbers != ANY_ID).tolist()}
         self._table = masks
 
-    def _draw(self, _logits: Any, _params: Any, *, out_ids: np.ndarray) -> None:
+    def _draw(self, _logits: Any, _params: Any, *, out_ids: np.ndarray, host_ids: np.ndarray | None = None) -> None:
         out_ids[:] = 0
         numbers, self._masks = self._masks, {}
         for row, number in numbers.items():
@@ -74,6 +74,8 @@ class InstantDevice(LateDevice):
             word = int(self._chance.choice(np.flatnonzero(mask)))
             bits = [bit for bit in range(32) if int(mask[word]) >> bit & 1]
             out_ids[row] = 32 * word + int(self._chance.choice(bits))
+        if host_ids is not None:
+            host_ids[:] = out_ids
 
 
 class InstantModel:
