@@ -31,12 +31,18 @@ def open_configured_device(settings: Settings) -> Device:
         raise ModelLoadFailed(str(error)) from None
 
 
+YOUNG_OBJECTS = 50_000
+"""Objects more than there were, with which the garbage collector looks through these: 20 ms. With Python's 700 it did
+so for 8 ms of 400 while 13 of 256 answers found out what their schema allows."""
+
+
 def load_engine(gguf: GGUFFile, device: Device, settings: Settings, progress: Progress) -> Engine:
     """The engine over the model in ``gguf``; raises `ModelLoadFailed`, `InsufficientVram`, and `CudaError`.
 
     On a CUDA device all memory is planned and allocated first. ``progress(num_bytes, total_bytes)`` is called as
     weights are read. All that Python has by now stays: the garbage collector, which would look through it for 40 ms
-    between two steps, leaves it alone from then on. It begins now if it was off.
+    between two steps, leaves it alone from then on. It begins now if it was off, and looks only where much is new: what
+    steps make is gone without it, and what grammars learn stays.
     """
     with device_errors(settings):
         if is_gpu(device):
@@ -45,6 +51,7 @@ def load_engine(gguf: GGUFFile, device: Device, settings: Settings, progress: Pr
             settings = reserve(gguf, device, settings)
         engine = Engine(load_model(gguf, device, progress), settings)
     gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)
     gc.enable()
     return engine
 

@@ -150,8 +150,8 @@ def main(argv: Sequence[str]) -> int:
     outcome = measure(arguments.model, arguments.device, arguments.schemas, arguments.seed)
     print("\n".join(outcome.lines()), flush=True)
     if arguments.streams:
-        rates = measure_rates(arguments.model, arguments.device, arguments.streams)
-        print("\n".join(rate_lines(rates, arguments.streams)))
+        for rates in measure_rates(arguments.model, arguments.device, arguments.streams):
+            print("\n".join(rate_lines(rates, arguments.streams)))
     return outcome.exit_code
 
 

@@ -1,10 +1,11 @@
 """How fast one engine is with answers that must fit a schema, beside answers that are free.
 
     python -m tests.bench.structured_rates MODEL.gguf [--device cuda:0] [--streams 256] [--output-tokens 256]
-        [--vocabulary OTHER.gguf]
+        [--vocabulary OTHER.gguf] [--repeats N] [--parts]
 
-The vocabulary may be that of another file of as many tokens, as a model's that is made up.
-Below each rate is what the engine's thread did for one token of each stream, by the clock.
+The vocabulary may be that of another file of as many tokens, as a model's that is made up. With each repetition the
+schema is compiled anew, so that nothing is known of its documents. With ``--parts`` there is below each rate what the
+engine's thread did for one token of each stream, by the clock, of which reading the clock is a part.
 """
 
 from __future__ import annotations
@@ -113,7 +114,11 @@ class ConstrainedStreams:
             num_tokens / total_s,
             (after.forced_tokens - before.forced_tokens) / max(1, num_tokens - num_free),
             after.steps - before.steps,
-            {name: 1e3 * seconds * len(streams) / num_tokens for name, seconds in parts_s.items()},
+            {
+                name: 1e3 * seconds * len(streams) / num_tokens
+                for name, seconds in parts_s.items()
+                if any(parts_s.values())
+            },
         )
 
     def _run(self, streams: dict[str, int], num_constrained: int, num_wanted: int) -> tuple[int, int]:
@@ -137,9 +142,16 @@ class ConstrainedStreams:
 
 
 def measure_rates(
-    model: Path, device: str, num_streams: int, output_tokens: int = OUTPUT_TOKENS, vocabulary: Path | None = None
-) -> list[Rate]:
-    """All rates, on one engine in this process."""
+    model: Path,
+    device: str,
+    num_streams: int,
+    output_tokens: int = OUTPUT_TOKENS,
+    vocabulary: Path | None = None,
+    *,
+    repeats: int = 1,
+    parts: bool = False,
+) -> Iterator[list[Rate]]:
+    """All rates, ``repeats`` times on one engine in this process; with ``parts`` where their time went."""
     settings = replace(
         from_environment({}),
         model=str(model),
@@ -151,15 +163,17 @@ def measure_rates(
     vocab_size = read_model_config(gguf).vocab_size
     tokenizer = tokenizers.from_metadata((open_gguf(vocabulary) if vocabulary else gguf).metadata)
     compiler = GrammarCompiler(tokenizer, vocab_size, num_threads=num_threads())
-    matcher = compiler.compile(grammar_text("json_schema", SCHEMA))
     device_of_engine = open_configured_device(settings)
     engine = load_engine(gguf, device_of_engine, settings, lambda _done, _total: None)
     times = PartTimes()
-    times.watch(engine, matcher)
-    if is_gpu(device_of_engine):
-        for event in engine._runner._downloads._copied:  # type: ignore[attr-defined]
-            times.watch_wait(event)
-    return list(ConstrainedStreams(engine, matcher, vocab_size, num_streams, times).rates(output_tokens))
+    for number in range(repeats):
+        matcher = compiler.compile(grammar_text("json_schema", SCHEMA))
+        if parts and not number:
+            times.watch(engine, matcher)
+            if is_gpu(device_of_engine):
+                for event in engine._runner._downloads._copied:  # type: ignore[attr-defined]
+                    times.watch_wait(event)
+        yield list(ConstrainedStreams(engine, matcher, vocab_size, num_streams, times).rates(output_tokens))
 
 
 def rate_lines(rates: list[Rate], num_streams: int) -> list[str]:
@@ -187,11 +201,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--output-tokens", type=int, default=OUTPUT_TOKENS)
     parser.add_argument("--vocabulary", type=Path)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--parts", action="store_true")
     arguments = parser.parse_args(argv)
-    rates = measure_rates(
-        arguments.model, arguments.device, arguments.streams, arguments.output_tokens, arguments.vocabulary
-    )
-    print("\n".join(rate_lines(rates, arguments.streams)))
+    for rates in measure_rates(
+        arguments.model,
+        arguments.device,
+        arguments.streams,
+        arguments.output_tokens,
+        arguments.vocabulary,
+        repeats=arguments.repeats,
+        parts=arguments.parts,
+    ):
+        print("\n".join(rate_lines(rates, arguments.streams)), flush=True)
     return 0
 
 

@@ -6,7 +6,8 @@ from tests.bench.structured_rates import Rate, measure_rates, rate_lines
 
 
 def test_streams_are_free_then_a_few_then_all_constrained(demo_model: Path) -> None:
-    rates = measure_rates(demo_model, "cpu", 4, output_tokens=4)
+    rates, again = measure_rates(demo_model, "cpu", 4, output_tokens=4, repeats=2, parts=True)
+    assert len(again) == 3 and again[0].parts_ms
     assert [rate.num_constrained for rate in rates] == [0, 1, 4]
     assert all(rate.tokens_per_s > 0 for rate in rates)
     assert rates[0].forced_share == 0 < rates[2].forced_share

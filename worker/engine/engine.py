@@ -9,11 +9,13 @@ from kernels.devices.protocol import is_gpu
 from orcd.errors import CudaError, InvalidRequest, OrcdError
 from worker.contract import Abort, Add, Stats, TokenOutput
 from worker.engine.cohort import Draw, StepInFlight
-from worker.engine.logits.constrained_draws import TakenDraws, take_draws
+from worker.engine.engine_stats import TokenCounts, engine_stats
+from worker.engine.logits.constrained_draws import TakenDraws
 from worker.engine.logits.forced_tokens import append_forced
+from worker.engine.logits.late_draws import LateDraws
 from worker.engine.logits.open_step import OpenStep, awaits_tokens
 from worker.engine.output_buffer import OutputBuffer
-from worker.engine.runner import PromptReport, Results, Runner, run_alone
+from worker.engine.runner import PromptReport, Result, Results, Runner, run_alone
 from worker.engine.runners.in_flight_file import InFlightFile
 from worker.engine.runners.noting_runner import NotingRunner
 from worker.engine.runners.open_runner import RunnerSize, open_runner
@@ -71,14 +73,15 @@ class Engine:
         self._runner: Runner = open_runner(model, settings, size, capture=capture)
         self._in_flight: deque[StepInFlight] = deque()
         self._open: OpenStep | None = None  # the last one in flight, if its draws are still to come
+        self._late = LateDraws()
         self._requests: dict[str, list[Sequence]] = {}  # the live sequences of each request
         self._answers: list[TokenOutput] = []  # what the next step emits without computing anything
         self.outputs = OutputBuffer()  # what steps have emitted
-        self._num_prompt_tokens = self._num_output_tokens = self._num_forced_tokens = 0
+        self._counts = TokenCounts()
 
     def note_in_flight(self, file: InFlightFile) -> None:
         """From now on ``file`` says which requests the steps in flight are about."""
-        self._runner = NotingRunner(self._runner, file)
+        self._runner = NotingRunner(self._runner, file, self._late)
 
     @property
     def max_sequence_tokens(self) -> int:
@@ -113,7 +116,7 @@ class Engine:
             self._scheduler.add(sequence)
         if live:
             self._requests[add.request_id] = live
-            self._num_prompt_tokens += len(add.prompt_ids)
+            self._counts.num_prompt += len(add.prompt_ids)
 
     def answer(self, outputs: Iterable[TokenOutput]) -> None:
         """Have the next step return these, too: the last outputs of choices that nothing is computed for."""
@@ -147,28 +150,15 @@ class Engine:
                 chunks = self._scheduler.plan(ahead=1)  # before, so that the device soon has work behind these draws
                 if self._draw(self._open):
                     self._launch_all((), chunks)
+            if self._late:
+                self._launch_all(())  # first, so that the device has work
+                for sequence, result in self._late.take(self._runner.has_time):
+                    self._do(sequence, result)
         self._scheduler.finish_step()
 
     def stats(self, *, memory_bytes: int) -> Stats:
         """Counters since the start and gauges of this moment."""
-        scheduler = self._scheduler
-        return Stats(
-            running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
-            kv_blocks_used=scheduler.cache.block_tables.pool.num_used,
-            kv_blocks_total=scheduler.cache.block_tables.pool.num_entries,
-            steps=scheduler.num_steps,
-            prompt_tokens=self._num_prompt_tokens,
-            output_tokens=self._num_output_tokens,
-            prefix_hit_tokens=scheduler.num_prefix_hit_tokens,
-            preemptions=scheduler.num_preemptions,
-            memory_bytes=memory_bytes,
-            forced_tokens=self._num_forced_tokens,
-            lacks_blocks=scheduler.lacks_blocks and bool(scheduler.waiting),
-            step_tokens=scheduler.step_sizes,
-            state_slots_used=scheduler.cache.num_states_used,
-            state_slots_total=scheduler.cache.num_states,
-        )
+        return engine_stats(self._scheduler, self._counts, memory_bytes=memory_bytes)
 
     def check_invariants(self) -> None:
         """The live sequences are exactly those that the scheduler holds, and its bookkeeping agrees."""
@@ -178,10 +168,15 @@ class Engine:
         assert all(self._requests.values()), "a request without sequences"
         drawing = Counter(id(chunk.sequence) for step in self._in_flight for chunk in step.chunks if chunk.draws)
         for sequence in held:
-            assert sequence.num_unread == drawing.get(id(sequence), 0), "an unread token that nobody draws"
+            assert sequence.num_unread == drawing.get(id(sequence), 0) + sequence.is_late, (
+                "an unread token that nobody draws"
+            )
 
     def _launch_all(self, answers: Collection[TokenOutput], planned: list[Chunk] | None = None) -> None:
         """Launch as many steps as may be in flight, and none behind one that is still to be drawn from."""
+        if not self._in_flight:
+            for sequence, result in self._late.take():
+                self._do(sequence, result)
         while self._open is None and len(self._in_flight) < self._runner.depth:
             chunks, planned = planned or self._scheduler.plan(ahead=len(self._in_flight)), None
             assert chunks or self._in_flight or answers or not self._requests, "live requests that cannot go on"
@@ -240,52 +235,57 @@ class Engine:
     def _commit(self, step: StepInFlight, results: Results) -> None:
         """Append what a step drew, and what that leads to."""
         taken, left_out = TakenDraws(results), list[Sequence]()
-        if self._scheduler.num_constrained:
-            taken = take_draws(step.chunks, results)
+        has_states, num_constrained = self._scheduler.cache.state_slots is not None, self._scheduler.num_constrained
+        if num_constrained:
+            may_be_late = (
+                self._open is not None and not has_states and 2 * num_constrained < len(self._scheduler.running)
+            )
+            taken = self._late.take_draws(step.chunks, results, self._runner.has_time if may_be_late else None)
             self._scheduler.set_apart(taken.others)
             if taken.others and self._open is not None:
                 left_out = self._open.leave_out(taken.others)
                 self._in_flight[-1] = self._open.step
         num_appended, left = self._scheduler.cohort.append(step, taken.results, taken.ended)
-        self._num_output_tokens += num_appended
+        self._counts.num_output += num_appended
         self.outputs.add_all(step.members)
         for sequence, result in left:
-            drawn = result
-            if isinstance(drawn, PromptReport):
-                assert sequence.prompt_logprobs is not None, "log probabilities that nobody wants"
-                sequence.prompt_logprobs += drawn.logprobs
-                drawn = drawn.rest
-            if isinstance(drawn, int):
-                self._append(sequence, drawn, None)
-            elif isinstance(drawn, Draw):
-                self._append(sequence, drawn.token_id, drawn.logprobs)
-            elif drawn is not None:
-                self._fail(sequence, drawn)
-        if self._scheduler.cache.state_slots is not None:
+            self._do(sequence, result)
+        if has_states:
             for sequence in left_out:  # the open step has overwritten the state that it would go on from
                 if sequence.is_running:
                     self._scheduler.restart(sequence, sequence.hash_root)
+
+    def _do(self, sequence: Sequence, result: Result) -> None:
+        """What a ``result`` of its step asks for."""
+        if isinstance(result, PromptReport):
+            assert sequence.prompt_logprobs is not None, "log probabilities that nobody wants"
+            sequence.prompt_logprobs += result.logprobs
+            result = result.rest
+        if isinstance(result, int):
+            self._append(sequence, result, None)
+        elif isinstance(result, Draw):
+            self._append(sequence, result.token_id, result.logprobs)
+        elif result is not None:
+            self._fail(sequence, result)
 
     def _append(self, sequence: Sequence, token_id: int, logprobs: bytes | None) -> None:
         """Add to a sequence what was drawn, and what must follow that."""
         self._scheduler.append(sequence, token_id)
         self.outputs.add(sequence, logprobs)
-        self._num_output_tokens += 1
-        error = self._append_forced(sequence) if sequence.takes_forced and not sequence.num_unread else None
+        self._counts.num_output += 1
+        error = None
+        if sequence.takes_forced and not sequence.num_unread:
+            forced_ids, error = append_forced(sequence, self._scheduler)
+            if forced_ids:
+                self.outputs.add(sequence)
+            self._counts.num_output += len(forced_ids)
+            self._counts.num_forced += len(forced_ids)
         if sequence.finish_reason is not None:
             self._forget(sequence)
         elif self._recompute_at is not None and sequence.outgrows(self._recompute_at):
             self._scheduler.restart(sequence, self._builder.hash_root(sequence.request_id, sequence.num_tokens))
         if error is not None:
             self._fail(sequence, error)
-
-    def _append_forced(self, sequence: Sequence) -> OrcdError | None:
-        forced_ids, error = append_forced(sequence, self._scheduler)
-        if forced_ids:
-            self.outputs.add(sequence)
-        self._num_output_tokens += len(forced_ids)
-        self._num_forced_tokens += len(forced_ids)
-        return error
 
     def _fail(self, sequence: Sequence, error: OrcdError) -> None:
         sequence.finish_reason = "error"

@@ -56,6 +56,9 @@ class Runner(Protocol):
     def depth(self) -> int:
         """Steps that may be in flight now: with 2, the next one is launched before the last one's draws are known."""
 
+    def has_time(self, share: float) -> bool:
+        """Whether less than this share of a step's time has passed since the oldest one in flight began."""
+
     def launch(self, chunks: list[Chunk], *, draws: bool = True) -> None:
         """Start a step. Steps run in the order of their launch; ``chunks`` have not been counted as launched yet.
 
@@ -104,6 +107,10 @@ class SynchronousRunner:
         self._edit_rows = EditRows(max_sequences, vocab_size)
         self._prefix_tree = PrefixTree(block_tokens, SHARED_TOKENS)
         self._results: deque[list[Result]] = deque()
+
+    def has_time(self, share: float) -> bool:  # noqa: ARG002
+        """A step is done when it was launched."""
+        return False
 
     def launch(self, chunks: list[Chunk], *, draws: bool = True) -> None:
         """Run the step, and keep its results. One that raises leaves all states as they were: it can be run again."""

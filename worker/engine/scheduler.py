@@ -19,10 +19,11 @@ being drawn, are left out; a plan that would preempt is put off until no step is
 leaves are free at once, although a step in flight may still write to them: steps run in the order of their launch, so
 whoever gets the blocks next writes later and reads only what it wrote.
 
-Steps with constraints cost more: masks, and chunks of forced tokens. While fewer than half of those that run have one,
-these go on together in every second or third step, when their tokens are known, and the others run ahead as if alone.
-Otherwise a plan that would leave one out a second time is put off. Of many on a device that works by itself all are in
-every step, which is drawn from late (`worker.engine.logits.open_step`), and what must follow is drawn, too.
+While fewer than half of few that run have a constraint, these go on together in every second or third step, when their
+tokens are known, and the others run ahead as if alone. Otherwise a plan that would leave one out a second time is put
+off. Of many on a device that works by itself all are in every step, which is drawn from late
+(`worker.engine.logits.open_step`), and what must follow is drawn, too. Those of which a constraint needs long for a
+token are left out meanwhile, where most have none (`worker.engine.logits.late_draws`).
 
 A sequence that reports log probabilities of its prompt computes all of it, whatever the prefix cache holds: a cached
 block has no logits. A step has as many rows of logits as sequences may run. One is kept for each that runs, and of the
@@ -42,6 +43,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from itertools import count
+from operator import attrgetter
 
 from worker.contract import STEP_TOKENS, StepSizes
 from worker.engine.cache.sequence_cache import SequenceCache
@@ -54,6 +56,7 @@ MANY = 64
 """Running sequences, for which a step takes the host long."""
 MOST_PASSED = 32
 """Waiting sequences of which a step finds out that their prefix is being computed."""
+_rank = attrgetter("rank")
 
 
 class Scheduler:
@@ -102,7 +105,7 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its longest form must fit the pool."""
         sequence.rank = (self.num_steps + AGEING_STEPS * sequence.priority, next(self._numbers))
-        self._wait(sequence)
+        insort(self.waiting, sequence, key=_rank)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended, whatever it was doing."""
@@ -140,8 +143,8 @@ class Scheduler:
         is_minority = 2 * self.num_constrained < len(self.running) and not self.has_many
         is_late = ahead == 1 and self.has_many  # a step finds only what the one before it draws
         is_their_turn = not is_minority or self.num_steps % (ahead + 1) == 0
-        for sequence in sorted([*self.cohort.due, *self._apart], key=lambda each: each.rank):
-            if not is_their_turn and sequence.constraint is not None and sequence.num_output:
+        for sequence in sorted([*self.cohort.due, *self._apart], key=_rank):
+            if sequence.is_late or (not is_their_turn and sequence.constraint is not None and sequence.num_output):
                 continue
             num_tokens = sequence.num_tokens
             if num_tokens > len(sequence.token_ids) and self._awaits_draw(sequence, num_tokens, is_late=is_late):
@@ -225,9 +228,6 @@ class Scheduler:
             num_tokens = min(num_tokens, unreported.start - sequence.num_computed + 1 + spare_rows // 2)
         return Chunk(sequence, num_tokens, num_tokens == sequence.num_pending)
 
-    def _wait(self, sequence: Sequence) -> None:
-        insort(self.waiting, sequence, key=lambda each: each.rank)
-
     def _grow(self, sequence: Sequence, ahead: int) -> bool:
         """Get one that runs blocks for its tokens; False if it, or ``ahead`` of draws anybody, had to be preempted."""
         while sequence.is_running and not self.cache.block_tables.grow(sequence):
@@ -241,7 +241,7 @@ class Scheduler:
     def _stop(self, sequence: Sequence) -> None:
         assert not sequence.num_unread, "a sequence stopped before its draws were known"
         self._leave(sequence)
-        self._wait(sequence)
+        insort(self.waiting, sequence, key=_rank)
 
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -278,7 +278,7 @@ class Scheduler:
         sequence.prefix_leader = None
         sequence.count_prefix_hits()
         self.waiting.remove(sequence)
-        insort(self.running, sequence, key=lambda each: each.rank)
+        insort(self.running, sequence, key=_rank)
         self._apart[sequence] = Chunk(sequence, 1, True)
         self.num_constrained += sequence.constraint is not None
         return True

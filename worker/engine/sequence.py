@@ -75,6 +75,8 @@ class Sequence:
     num_preemptions: int = 0
     num_sent: int = field(init=False)
     """Tokens that are not for `worker.engine.output_buffer` to hand out, as it has, or an earlier owner."""
+    is_late: bool = False
+    """Whether its constraint has not taken yet what was drawn: it is in no step until then."""
     unsent_logprobs: list[bytes] = field(default_factory=list)
     """Records of the log probabilities of the others."""
 

@@ -81,6 +81,15 @@ class ConstraintBatch(Protocol):
     def take(self, drawn: Sequence[Drawn]) -> list[int | Exception]:
         """Take tokens of as many constraints; for each the id that is appended, or what went wrong."""
 
+    def take_known(self, drawn: Sequence[Drawn]) -> list[int | Exception | None]:
+        """As `take` where that takes a moment and the next mask is known; None where not, and nothing has changed."""
+
+    def take_unknown(self, drawn: Drawn, *, waits: bool) -> int | Exception | None:
+        """As `take`, of one for which `take_known` gave None; the mask behind the token is known then.
+
+        None where that takes long: to be asked again, with the same, until it is known, unless this ``waits``.
+        """
+
 
 def take_alone(drawn: Drawn) -> int | Exception:
     """As `ConstraintBatch.take`, of one."""

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from orcd.errors import OrcdError
 from worker.contract import Add
+from worker.engine.token_constraint import Asked, Drawn, TokenMask, take_alone
 
 CLOSE = 1
 
@@ -142,3 +146,53 @@ class FailingConstraint(BracketConstraint):
         if method == self.method and not self.calls_left and self.error is not None:
             raise self.error
         return method == self.method and not self.calls_left
+
+
+class SlowBatch:
+    """Asks constraints one by one, and does not know of every ``period``-th token in a moment what it leads to.
+
+    Then that is known when it was asked ``patience`` times, for whomever.
+    """
+
+    def __init__(self, period: int, patience: int = 1) -> None:
+        self.period, self.patience = period, patience
+        self.num_asked = self.num_unknown = 0
+
+    def masks(self, asked: Sequence[Asked]) -> list[TokenMask | int | Exception]:
+        masks: list[TokenMask | int | Exception] = []
+        for constraint, num_left in asked:
+            words = np.zeros(1, np.uint32)
+            try:
+                constraint.write_mask(words.data, num_left)
+                masks.append(TokenMask(words.tobytes()) if words.any() else OrcdError("allows no token"))
+            except Exception as error:
+                masks.append(error)
+        return masks
+
+    def take(self, drawn: Sequence[Drawn]) -> list[int | Exception]:
+        return [take_alone(each) for each in drawn]
+
+    def take_known(self, drawn: Sequence[Drawn]) -> list[int | Exception | None]:
+        taken: list[int | Exception | None] = []
+        for each in drawn:
+            self.num_asked += 1
+            taken.append(take_alone(each) if self.num_asked % self.period else None)
+        return taken
+
+    def take_unknown(self, drawn: Drawn, *, waits: bool) -> int | Exception | None:
+        self.num_unknown += 1
+        return take_alone(drawn) if waits or self.num_unknown % self.patience == 0 else None
+
+
+def slow(constraint: BracketConstraint, batch: SlowBatch) -> BracketConstraint:
+    """A constraint like this one, and all its copies, that ``batch`` asks."""
+    kind = type(constraint)
+
+    class Slow(kind):  # type: ignore[misc, valid-type]
+        def copy(self) -> BracketConstraint:
+            return slow(super().copy(), batch)
+
+    made = constraint.copy()
+    made.__class__ = Slow
+    made.batch = batch  # type: ignore[assignment]
+    return made

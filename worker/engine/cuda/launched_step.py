@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Series
+from contextlib import contextmanager
 
 import msgspec
 import numpy as np
@@ -16,6 +18,37 @@ from worker.engine.cuda.logit_processing import Reports, read_reports
 from worker.engine.cuda.pinned_ring import Download
 from worker.engine.runner import Results, add_prompts, drawn
 from worker.engine.sequence import Chunk, Sequence
+
+SHORT_WAIT_S = 0.00005
+"""Where the host waits longer than that for a step, it was not done when it began to."""
+
+
+class StepTimes:
+    """When steps begin on the device, and how long they take, as far as the host can tell."""
+
+    def __init__(self) -> None:
+        self.waited_s = 0.0
+        """For the step that was read last."""
+        self._began_s = self._step_s = 0.0  # of the oldest in flight; of the last one that was waited for
+
+    def begin(self) -> None:
+        """A step is launched, and no other one is in flight."""
+        self._began_s = time.monotonic()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The host waits for the oldest step in flight."""
+        start = time.monotonic()
+        yield
+        end = time.monotonic()
+        self.waited_s = end - start
+        if self.waited_s > SHORT_WAIT_S:
+            self._step_s = end - self._began_s
+        self._began_s = end
+
+    def has_time(self, share: float) -> bool:
+        """Whether less than this share of a step's time has passed since the oldest one in flight began."""
+        return time.monotonic() - self._began_s < share * self._step_s
 
 
 class LaunchedStep(msgspec.Struct, frozen=True, eq=False):

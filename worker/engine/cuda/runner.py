@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from worker.engine.batch_builder import (
 )
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, empty_rows
-from worker.engine.cuda.launched_step import Draw, LaunchedStep, without
+from worker.engine.cuda.launched_step import Draw, LaunchedStep, StepTimes, without
 from worker.engine.cuda.logit_processing import Drawing, EditSender, LogitMasker, LogprobReporter, Reports, hosted_draw
 from worker.engine.cuda.pinned_ring import NUM_BUFFERS, Download, DownloadRing, UploadRing
 from worker.engine.cuda.prefix_grouping import PrefixGrouping
@@ -95,7 +94,7 @@ class CudaRunner:
         self._forget_rows()
         self._in_flight: deque[LaunchedStep] = deque()
         self._late_draw: Draw | None = None  # of the step that was launched up to its logits
-        self._waited_s = 0.0  # for the last step that was collected
+        self._times = StepTimes()
         self._drawing, self._drawing_rows = Drawing({}), np.empty(0, np.intp)  # of the last that draws behind a graph
         self._decoding, self._draws_in_graph = list[Chunk](), True  # the last decode step; does its graph draw?
         with _named_errors():
@@ -112,11 +111,17 @@ class CudaRunner:
     @property
     def depth(self) -> int:
         """Steps that may be in flight now."""
-        return 2 if self._waited_s > LONG_WAIT_S else NUM_BUFFERS
+        return 2 if self._times.waited_s > LONG_WAIT_S else NUM_BUFFERS
+
+    def has_time(self, share: float) -> bool:
+        """See `worker.engine.runner.Runner`."""
+        return self._times.has_time(share)
 
     def launch(self, chunks: list[Chunk], *, draws: bool = True) -> None:
         """Enqueue a step. Raises `CudaError`, and nothing else of a model with recurrent layers."""
         assert self._late_draw is None, "a step before this one that nobody has drawn from"
+        if not self._in_flight:
+            self._times.begin()
         with self._forgetting():
             is_decode = chunks is self._decoding or only_decodes(chunks)
             draw = self._decode(chunks) if is_decode else self._run_whole(chunks)
@@ -136,9 +141,8 @@ class CudaRunner:
         """Wait for the oldest step in flight; a result for each of its chunks. Raises `CudaError`."""
         step = self._in_flight.popleft()
         with _named_errors():
-            start = time.monotonic()
-            ids = step.read_ids(self._timeout_s)
-            self._waited_s = time.monotonic() - start
+            with self._times.waiting():
+                ids = step.read_ids(self._timeout_s)
             return step.results(ids, self._timeout_s)
 
     def _decode(self, chunks: list[Chunk]) -> Draw:

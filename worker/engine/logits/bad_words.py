@@ -113,17 +113,31 @@ class BadWordsBatch(msgspec.Struct, frozen=True):
 
     def take(self, drawn: Sequence[Drawn]) -> list[int | Exception]:
         """See `ConstraintBatch`; the same holds."""
-        of_grammars = [(cast(BadWords, each).grammar, token_id, num_left) for each, token_id, num_left in drawn]
+        taken = self.grammars.take([_of_grammar(each) for each in drawn])
+        return [_settled(each, token_id) for each, token_id in zip(drawn, taken, strict=True)]
+
+    def take_known(self, drawn: Sequence[Drawn]) -> list[int | Exception | None]:
+        """See `ConstraintBatch`; the same holds."""
+        taken = self.grammars.take_known([_of_grammar(each) for each in drawn])
         return [
-            _settled(cast(BadWords, each), token_id)
-            for (each, _, _), token_id in zip(drawn, self.grammars.take(of_grammars), strict=True)
+            None if token_id is None else _settled(each, token_id) for each, token_id in zip(drawn, taken, strict=True)
         ]
 
+    def take_unknown(self, drawn: Drawn, *, waits: bool) -> int | Exception | None:
+        """See `ConstraintBatch`; the same holds."""
+        taken = self.grammars.take_unknown(_of_grammar(drawn), waits=waits)
+        return None if taken is None else _settled(drawn, taken)
 
-def _settled(words: BadWords, taken: int | Exception) -> int | Exception:
+
+def _of_grammar(drawn: Drawn) -> Drawn:
+    words, token_id, num_left = drawn
+    return cast(BadWords, words).grammar, token_id, num_left
+
+
+def _settled(drawn: Drawn, taken: int | Exception) -> int | Exception:
     if isinstance(taken, Exception):
         return taken
     try:
-        return words.settle(taken)
+        return cast(BadWords, drawn[0]).settle(taken)
     except OrcdError as error:
         return error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from collections.abc import Sequence as Series
 from typing import NamedTuple
 
+from orcd.errors import OrcdError
 from worker.engine.cohort import Draw, DrawnTokens
 from worker.engine.logits.logprob_records import certain_record
 from worker.engine.logits.token_masks import constraint_error
@@ -21,10 +23,15 @@ class TakenDraws(NamedTuple):
     """Those that go on with another token than the one that was drawn, or not at all."""
     ended: Collection[Sequence] = ()
     """Those behind whose token nothing may follow."""
+    late: Collection[tuple[Sequence, int | Draw]] = ()
+    """What was drawn, and constraints have not taken: nothing of it is appended now."""
 
 
-def take_draws(chunks: list[Chunk], results: Results) -> TakenDraws:
-    """Let the sequences' constraints take what was drawn, which becomes what is appended, or an error."""
+def take_draws(chunks: list[Chunk], results: Results, may_wait: Callable[[], bool] | None = None) -> TakenDraws:
+    """Let the sequences' constraints take what was drawn, which becomes what is appended, or an error.
+
+    With ``may_wait`` they take all that takes a moment, and the others one by one as long as that says so.
+    """
     ids = results.ids if isinstance(results, DrawnTokens) else [_drawn_id(result) for result in results]
     batches: dict[ConstraintBatch | None, tuple[list[int], list[Drawn]]] = {}
     for number, ((sequence, _, _), token_id) in enumerate(zip(chunks, ids, strict=True)):
@@ -36,10 +43,16 @@ def take_draws(chunks: list[Chunk], results: Results) -> TakenDraws:
             asked = batches[batch] = [], []
         asked[0].append(number)
         asked[1].append((constraint, token_id, sequence.most_tokens - len(sequence.token_ids)))
-    changed: dict[int, int | Exception] = {}
+    changed: dict[int, int | Exception | None] = {}
     ended: list[Sequence] = []
     for batch, (numbers, drawn) in batches.items():
-        taken = [take_alone(each) for each in drawn] if batch is None else batch.take(drawn)
+        taken: Series[int | Exception | None]
+        if batch is None:
+            taken = [take_alone(each) for each in drawn]
+        elif may_wait is None:
+            taken = batch.take(drawn)
+        else:
+            taken = _taken_in_time(batch, drawn, may_wait)
         drawn_ids = [token_id for _, token_id, _ in drawn]
         if taken != drawn_ids:
             pairs = zip(numbers, drawn_ids, taken, strict=True)
@@ -47,16 +60,49 @@ def take_draws(chunks: list[Chunk], results: Results) -> TakenDraws:
         ended += [chunks[number].sequence for number, each in zip(numbers, drawn, strict=True) if each[0].is_complete]
     if not changed:
         return TakenDraws(results, (), ended)
-    return TakenDraws(_with_changed(chunks, results, changed), [chunks[each].sequence for each in changed], ended)
+    others = [chunks[each].sequence for each in changed]
+    appended, late = _with_changed(chunks, results, changed)
+    return TakenDraws(appended, others, ended, late)
 
 
-def _with_changed(chunks: list[Chunk], results: Results, changed: dict[int, int | Exception]) -> Results:
+def taken_result(sequence: Sequence, drawn: int | Draw, *, waits: bool) -> int | Draw | OrcdError | None:
+    """What is to be appended where ``drawn`` is late, or an error; None while that is open, unless this ``waits``."""
+    constraint, token_id = sequence.constraint, drawn if isinstance(drawn, int) else drawn.token_id
+    assert constraint is not None and constraint.batch is not None, "a token of which all is known"
+    taken = constraint.batch.take_unknown((constraint, token_id, sequence.num_left), waits=waits)
+    if isinstance(taken, Exception):
+        return constraint_error(taken)
+    return drawn if taken == token_id else None if taken is None else _replaced(sequence, taken)
+
+
+def _taken_in_time(
+    batch: ConstraintBatch, drawn: list[Drawn], may_wait: Callable[[], bool]
+) -> list[int | Exception | None]:
+    taken = batch.take_known(drawn)
+    for number in [number for number, each in enumerate(taken) if each is None]:
+        if not may_wait():
+            break
+        taken[number] = batch.take_unknown(drawn[number], waits=False)
+    return taken
+
+
+def _with_changed(
+    chunks: list[Chunk], results: Results, changed: dict[int, int | Exception | None]
+) -> tuple[Results, list[tuple[Sequence, int | Draw]]]:
     other = list(results.one_by_one(chunks) if isinstance(results, DrawnTokens) else results)
+    late: list[tuple[Sequence, int | Draw]] = []
     for number, appended in changed.items():
         sequence, result = chunks[number].sequence, other[number]
-        rest = constraint_error(appended) if isinstance(appended, Exception) else _replaced(sequence, appended)
+        rest: Draw | OrcdError | None
+        if appended is None:
+            draw = result.rest if isinstance(result, PromptReport) else result
+            assert isinstance(draw, int | Draw), "a token that nobody drew"
+            late.append((sequence, draw))
+            rest = None
+        else:
+            rest = constraint_error(appended) if isinstance(appended, Exception) else _replaced(sequence, appended)
         other[number] = PromptReport(result.logprobs, rest) if isinstance(result, PromptReport) else rest
-    return other
+    return other, late
 
 
 def _drawn_id(result: Result) -> int | None:

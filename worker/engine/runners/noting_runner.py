@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 
+from worker.engine.logits.late_draws import LateDraws
 from worker.engine.runner import Results, Runner
 from worker.engine.runners.in_flight_file import InFlightFile
 from worker.engine.sequence import Chunk, Sequence
@@ -16,8 +17,10 @@ class NotingRunner:
     A step of the same sequences as those in flight, as most are, only costs a comparison of two lists.
     """
 
-    def __init__(self, runner: Runner, file: InFlightFile) -> None:
+    def __init__(self, runner: Runner, file: InFlightFile, late: LateDraws) -> None:
+        """Those whose draws are ``late`` are at work, too: their constraints may be what the engine dies of."""
         self._runner = runner
+        self._late = late
         self._file = file
         self._in_flight: deque[list[Sequence]] = deque()
         self._latest: list[Sequence] = []
@@ -30,6 +33,10 @@ class NotingRunner:
     def depth(self) -> int:
         """As `Runner.depth`."""
         return self._runner.depth
+
+    def has_time(self, share: float) -> bool:
+        """As `Runner.has_time`."""
+        return self._runner.has_time(share)
 
     def launch(self, chunks: list[Chunk], *, draws: bool = True) -> None:
         """As `Runner.launch`."""
@@ -61,9 +68,10 @@ class NotingRunner:
         return results
 
     def _note(self, sequences: list[Sequence]) -> None:
-        is_uniform = all(step is sequences for step in self._in_flight)
+        is_uniform = not self._late and all(step is sequences for step in self._in_flight)
         noted, num_additions = self._noted
         if is_uniform and sequences is noted and num_additions == self._file.num_additions:
             return
-        self._file.write(frozenset([sequence.request_id for step in self._in_flight for sequence in step]))
+        noting = [*self._in_flight, self._late.sequences]
+        self._file.write(frozenset([sequence.request_id for each in noting for sequence in each]))
         self._noted = sequences if is_uniform else [], self._file.num_additions

@@ -16,7 +16,7 @@ from typing import Any
 from llguidance import LLMatcher
 
 from worker.text.grammar.alphabet import MOST_PASSED, Alphabet
-from worker.text.grammar.known_closing import KnownClosings
+from worker.text.grammar.known_closing import KnownClosing, KnownClosings
 
 LIMITS = (24, 96, 384, 1536)
 """A search looks for a closing of at most so many tokens, then for a longer one."""
@@ -206,6 +206,19 @@ class ClosingRule:
     growth: Sequence[float]
     margin: float
     """For what is unfinished, and for a closing that is found and is not the shortest one."""
+
+    # Where a mask was computed behind tokens that are then taken back, llguidance may go on with a wrong one: so they
+    # search behind copies.
+
+    def renewed(self, state: LLMatcher, earlier: KnownClosing, whole: tuple[int, ...]) -> KnownClosing | None:
+        """See `Closing.renewed`."""
+        found = self.closing.renewed(state.deep_copy(), earlier.token_ids, whole)
+        return None if found is None else self.closings.of(found)
+
+    def searched(self, state: LLMatcher, most: int) -> KnownClosing | None:
+        """See `Closing.search`."""
+        found = self.closing.search(state.deep_copy(), most)
+        return None if found is None else self.closings.of(found)
 
 
 def required_names(schema: Any) -> Set[bytes]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import TYPE_CHECKING, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher
+from numpy.typing import NDArray
 
 from orcd.errors import OrcdError
 from worker.engine.token_constraint import Asked, Drawn, TokenMask, take_alone
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
     from worker.text.grammar.token_matcher import TokenMatcher
 
 MAX_THREADS = 16
+LONG_S = 0.0005
+"""Behind a mask that took longer than that the next one probably does, too, and no step waits for it."""
 LEAST_TAKEN = 24
 """Fewer tokens are taken sooner than a thread wakes up: 5 us each, and up to 0.1 ms for that where cores are busy."""
 
@@ -47,6 +53,8 @@ class MatcherBatch:
         """Of a mask."""
         self._words = np.empty((0, self.num_words), np.uint32)  # of the masks that are computed together
         self._executor: LLExecutor | None = None
+        self._late: ThreadPoolExecutor | None = None
+        self._begun: WeakKeyDictionary[TokenMatcher, LateMask] = WeakKeyDictionary()
 
     def masks(self, asked: Sequence[Asked]) -> list[TokenMask | int | Exception]:
         """See `ConstraintBatch`; all that are ``asked`` are of `TokenMatcher`."""
@@ -118,8 +126,8 @@ class MatcherBatch:
             except Exception as error:
                 taken[number] = error
         if len(left) < LEAST_TAKEN:
-            for number, *_ in left:
-                taken[number] = take_alone(drawn[number])
+            for number, matcher, token_id, num_left in left:
+                taken[number] = _taken(matcher, token_id, num_left)
             return taken
         by_lexer: dict[Lexer, list[tuple[int, LLMatcher]]] = {}
         for index, (number, matcher, _, num_left) in enumerate(left):
@@ -139,7 +147,80 @@ class MatcherBatch:
                 taken[number] = error
         return taken
 
+    def take_known(self, drawn: Sequence[Drawn]) -> list[int | Exception | None]:
+        """See `ConstraintBatch`; the same holds."""
+        taken: list[int | Exception | None] = []
+        for matcher, token_id, num_left in cast("Sequence[tuple[TokenMatcher, int, int]]", drawn):
+            try:
+                taken.append(token_id if matcher.goes_on(token_id, num_left, and_is_ready=True) else None)
+            except Exception as error:
+                taken.append(error)
+        return taken
+
+    def take_unknown(self, drawn: Drawn, *, waits: bool) -> int | Exception | None:
+        """See `ConstraintBatch`; the same holds. Only a mask is waited for where the last one took long."""
+        matcher, _, num_left = cast("tuple[TokenMatcher, int, int]", drawn)
+        begun = self._begun.get(matcher)
+        if begun is None:
+            taken = take_alone(drawn)
+            if isinstance(taken, Exception) or matcher.is_complete:
+                return taken
+            try:
+                if matcher.known_mask(num_left - 1) is not None:
+                    return taken
+                begun = LateMask(taken, matcher.state, np.zeros(self.num_words, np.uint32))
+            except Exception:
+                return taken  # who asks for the mask is told
+            if matcher.mask_s < LONG_S:
+                begun.compute()
+            else:
+                begun.computed = self._late_threads().submit(begun.compute)
+                self._begun[matcher] = begun
+        if begun.computed is not None:
+            if not waits and not begun.computed.done():
+                return None
+            begun.computed.result()
+            del self._begun[matcher]
+        matcher.mask_s = begun.took_s
+        if not begun.state.is_error():
+            places, place, words = matcher.places, matcher.place, begun.words.tobytes()
+            mask = TokenMask(words) if places is None or place is None else places.keep_mask(place, words)
+            matcher.prepared = num_left - 1, mask
+        return begun.token_id
+
     def _threads(self) -> LLExecutor:
         if self._executor is None:
             self._executor = LLExecutor(self.num_threads)
         return self._executor
+
+    def _late_threads(self) -> ThreadPoolExecutor:
+        if self._late is None:
+            self._late = ThreadPoolExecutor(self.num_threads, "late-masks")
+        return self._late
+
+
+class LateMask:
+    """A mask that is computed while steps go on without its answer."""
+
+    def __init__(self, token_id: int, state: LLMatcher, words: NDArray[np.uint32]) -> None:
+        """``token_id`` is the last one that ``state`` has taken; the mask comes to be in ``words``."""
+        self.token_id = token_id
+        self.state = state
+        self.words = words
+        self.took_s = 0.0
+        self.computed: Future[None] | None = None
+
+    def compute(self) -> None:
+        """On any thread, mostly without the interpreter lock."""
+        start = time.monotonic()
+        self.state.unsafe_compute_mask_ptr(self.words.ctypes.data, self.words.nbytes)
+        self.took_s = time.monotonic() - start
+
+
+def _taken(matcher: TokenMatcher, token_id: int, num_left: int) -> int | Exception:
+    """As `take_alone`, where `TokenMatcher.goes_on` is False."""
+    try:
+        matcher.prepare(num_left)
+        return matcher.settle(token_id, num_left, is_right=matcher.state.consume_token(token_id))
+    except Exception as error:
+        return error

@@ -51,10 +51,12 @@ class TokenMatcher:
         self.place = None if places is None else places.beginning
         self._behind: list[int] = []  # tokens that were taken, but not by `_state`
         self._last_id = ANY_TOKEN
-        self.is_complete = False
-        """Whether nothing may follow."""
+        self.is_complete = False  # whether nothing may follow
         self._choose_lexer()
         self._forced: Sequence[int] | None = None  # what must come next, once that was asked for
+        self.prepared: tuple[int, TokenMask] | None = None
+        """Of how many tokens that may be drawn, and the mask of the next one, if it is known before somebody asks."""
+        self.mask_s = 0.0  # what the last mask took that was computed apart from others'
         self._plan: KnownClosing | None = None  # a closing from here, if one is known
         self._earlier = rule.closings.of(()) if rule else None  # what may be left of the one that was known last
         self.shortest: tuple[int, ...] = ()
@@ -132,6 +134,8 @@ class TokenMatcher:
 
     def known_mask(self, num_left: int) -> TokenMask | int | None:
         """What `write_mask` would say, if that is known, or the only id that may come next."""
+        if self.prepared is not None and self.prepared[0] == num_left:
+            return self.prepared[1]
         token_id, place = self.forced_id(num_left), self.place
         if token_id is not None:
             return token_id
@@ -144,8 +148,11 @@ class TokenMatcher:
         self.prepare(num_left)
         return self.settle(token_id, num_left, is_right=self.state.consume_token(token_id))
 
-    def goes_on(self, token_id: int, num_left: int) -> bool:
-        """Take a token if its place is known and leaves room for a closing; False, and nothing has changed, if not."""
+    def goes_on(self, token_id: int, num_left: int, *, and_is_ready: bool = False) -> bool:
+        """Take a token if its place is known and leaves room for a closing; False, and nothing has changed, if not.
+
+        ``and_is_ready``: only if it is also known what may come next.
+        """
         place, places, rule, plan, earlier = self.place, self.places, self._rule, self._plan, self._earlier
         if place is None or places is None or rule is None or earlier is None or len(self._behind) >= MOST_BEHIND:
             return False
@@ -154,7 +161,7 @@ class TokenMatcher:
         if not is_forced and (mask is None or not mask.words[token_id >> 3] >> (token_id & 7) & 1):
             return False
         after = places.after(place, token_id)
-        if after is None:
+        if after is None or (and_is_ready and not (after.is_ready(token_id) or (is_forced and forced and forced[1:]))):
             return False
         bound, most = self._bound, num_left - self._margin
         if place.goes_on_with(token_id) and (plan is None or plan.first_id == places.quote_id):
@@ -170,6 +177,7 @@ class TokenMatcher:
                 self._earlier = earlier.likely_remainder(token_id)
             elif not self._closes_behind(after, token_id, num_left):
                 return False
+        self.prepared = None
         self._behind.append(token_id)
         self._last_id, self.place, self.is_complete = token_id, after, after.is_complete
         return True
@@ -232,6 +240,7 @@ class TokenMatcher:
 
     def _step(self, token_id: int) -> None:
         """Go on behind a token that `_state` has taken."""
+        self.prepared = None
         self._follow(token_id)
         self._last_id = token_id
         self.is_complete = self._state.is_stopped()
@@ -259,21 +268,12 @@ class TokenMatcher:
         assert rule is not None and earlier is not None, "a closing that nobody wants"
         found = None if place is None else place.known_closing(self._last_id, earlier)
         if found is None:
-            renewed = rule.closing.renewed(self._aside(), earlier.token_ids, self.shortest)
-            found = None if renewed is None else rule.closings.of(renewed)
+            found = rule.renewed(self.state, earlier, self.shortest)
             if found is not None and self.places is not None and place is not None:
                 self.places.keep_closing(place, self._last_id, earlier, found)
         if found is None or (found.length > num_left and not lightly):
-            other = rule.closing.search(self._aside(), num_left)
-            found = found if other is None else rule.closings.of(other)
+            found = rule.searched(self.state, num_left) or found
         return found
-
-    def _aside(self) -> LLMatcher:
-        """The same state, for a search.
-
-        Where a mask was computed behind tokens that are then taken back, llguidance may go on with a wrong one.
-        """
-        return self.state.deep_copy()
 
     def _follow(self, token_id: int) -> None:
         """Know of a closing behind a token what is known of one before it."""

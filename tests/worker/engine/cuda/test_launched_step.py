@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from orcd.errors import OrcdError
 from tests.worker.engine.cuda.late_device import LateDevice
 from tests.worker.engine.generation import sequence
 from worker.engine.cohort import DrawnTokens
-from worker.engine.cuda.launched_step import LaunchedStep, without
+from worker.engine.cuda.launched_step import SHORT_WAIT_S, LaunchedStep, StepTimes, without
 from worker.engine.cuda.pinned_ring import Download, DownloadRing
 from worker.engine.sequence import Chunk
 
@@ -16,6 +17,27 @@ from worker.engine.sequence import Chunk
 def on_its_way(*ids: int) -> Download:
     device = LateDevice()
     return DownloadRing(device, 4 * len(ids)).fetch(np.array(ids, np.int32).view(np.uint8))
+
+
+def test_there_is_time_until_a_share_of_what_the_last_step_took_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    times = StepTimes()
+    assert not times.has_time(0.9), "nothing is known of steps"
+    times.begin()
+    with times.waiting():
+        now += 2.0
+    assert times.waited_s == 2.0
+    now += 0.9
+    assert times.has_time(0.5)
+    now += 0.2
+    assert not times.has_time(0.5) and times.has_time(0.9)
+    now += 5.0
+    with times.waiting():
+        now += SHORT_WAIT_S / 2
+    now += 1.5
+    assert times.has_time(0.9), "the host was late, which says nothing of how long the step took"
+    assert not times.has_time(0.7)
 
 
 def test_each_chunk_has_what_its_row_drew_and_none_without_one() -> None:

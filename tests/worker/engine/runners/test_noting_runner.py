@@ -11,6 +11,7 @@ import pytest
 from tests.worker.engine.context_model import ContextModel
 from tests.worker.engine.generation import engine, finish, prompt, sequence, traffic
 from worker.contract import Abort, Add, Choice, Sampling
+from worker.engine.logits.late_draws import LateDraws
 from worker.engine.runner import Result
 from worker.engine.runners.in_flight_file import InFlightFile
 from worker.engine.runners.noting_runner import NotingRunner
@@ -69,7 +70,7 @@ for name, each in SEQUENCES.items():
 
 
 def test_it_says_whose_sequences_are_in_any_step_in_flight(file: CountingFile) -> None:
-    runner = NotingRunner(DeepRunner(), file)
+    runner = NotingRunner(DeepRunner(), file, LateDraws())
     assert runner.depth == 2
     runner.launch(chunks("a", "b"))
     assert file.request_ids == {"a", "b"}
@@ -85,7 +86,7 @@ def test_it_says_whose_sequences_are_in_any_step_in_flight(file: CountingFile) -
 
 
 def test_what_is_not_compiled_any_more_is_gone_with_the_next_step_of_the_same_sequences(file: CountingFile) -> None:
-    runner = NotingRunner(DeepRunner(), file)
+    runner = NotingRunner(DeepRunner(), file, LateDraws())
     file.set_compiling(frozenset("c"))
     for _ in range(3):
         runner.launch(chunks("a", "b"))
@@ -96,9 +97,22 @@ def test_what_is_not_compiled_any_more_is_gone_with_the_next_step_of_the_same_se
     assert file.request_ids == {"a", "b"}
 
 
+def test_those_whose_constraints_are_still_at_work_are_named_though_they_are_in_no_step(file: CountingFile) -> None:
+    late = LateDraws()
+    runner = NotingRunner(DeepRunner(), file, late)
+    late._draws[SEQUENCES["c"]] = 7
+    for _ in range(2):
+        runner.launch(chunks("a", "b"))
+        runner.collect()
+        assert file.request_ids == {"a", "b", "c"}
+    late._draws.clear()
+    runner.launch(chunks("a", "b"))
+    assert file.request_ids == {"a", "b"}
+
+
 def test_a_step_that_could_not_be_launched_is_not_in_flight(file: CountingFile) -> None:
     deep = DeepRunner()
-    runner = NotingRunner(deep, file)
+    runner = NotingRunner(deep, file, LateDraws())
     runner.launch(chunks("a"))
     deep.fails = True
     with pytest.raises(ValueError):
@@ -110,7 +124,7 @@ def test_a_step_that_could_not_be_launched_is_not_in_flight(file: CountingFile) 
 
 
 def test_steps_of_the_same_sequences_write_nothing(file: CountingFile) -> None:
-    runner = NotingRunner(DeepRunner(), file)
+    runner = NotingRunner(DeepRunner(), file, LateDraws())
     runner.launch(chunks("a", "b"))
     for _ in range(100):
         runner.launch(chunks("a", "b"))
@@ -176,7 +190,7 @@ def test_it_changes_nothing_in_what_is_generated(file: CountingFile) -> None:
 
 def test_a_step_that_is_drawn_from_later_is_in_flight_unless_that_fails(file: CountingFile) -> None:
     deep = DeepRunner()
-    runner = NotingRunner(deep, file)
+    runner = NotingRunner(deep, file, LateDraws())
     runner.launch(chunks("a"), draws=False)
     assert not deep.is_drawn
     runner.draw([SEQUENCES["a"]])

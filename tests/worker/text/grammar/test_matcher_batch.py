@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import cache
+from threading import Event
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from orcd.errors import OrcdError
 from tests.bench.structured_rates import SCHEMA
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, tokenizer_of, words_of
 from tests.worker.text.grammar.schemas import make_schemas
-from worker.engine.token_constraint import Asked
+from worker.engine.token_constraint import Asked, Drawn, TokenMask
 from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
-from worker.text.grammar.matcher_batch import LEAST_TAKEN, MAX_THREADS, MatcherBatch, num_threads
+from worker.text.grammar.matcher_batch import LEAST_TAKEN, LONG_S, MAX_THREADS, LateMask, MatcherBatch, num_threads
 from worker.text.grammar.token_matcher import TokenMatcher
 
 NUM_WORDS = -(-tokenizer_of(BYTE_LEVEL).vocab_size // 32)
@@ -46,8 +47,25 @@ def drawn_of(mask: np.ndarray, chance: random.Random) -> int:
     return int(chance.choice(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))))
 
 
+def take_in_parts(drawn: list[Drawn]) -> list[int | Exception]:
+    """Those first of which all is known in a moment, and the others one by one, as a step does that waits for none."""
+    batch = drawn[0][0].batch
+    taken = batch.take_known(drawn)
+    for number, (matcher, _, num_left) in enumerate(drawn):
+        if taken[number] is None:
+            for waits in (False, True):
+                if taken[number] is None:
+                    taken[number] = batch.take_unknown(drawn[number], waits=waits)
+        assert matcher.is_complete or matcher.known_mask(num_left - 1) is not None
+    return taken
+
+
+@pytest.mark.parametrize(("in_parts", "long_s"), [(False, 1), (True, 1), (True, 0)])
 @pytest.mark.parametrize("num_answers", [1, LEAST_TAKEN - 1, 2 * LEAST_TAKEN])
-def test_masks_and_tokens_of_many_are_those_of_each_alone(num_answers: int) -> None:
+def test_masks_and_tokens_of_many_are_those_of_each_alone(
+    num_answers: int, in_parts: bool, long_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.text.grammar.matcher_batch.LONG_S", long_s)
     together, alone, chance = matchers(num_answers), matchers(num_answers), random.Random(num_answers)
     left = [135 + 3 * number for number in range(num_answers)]  # some can be closed in time only at once
     num_replaced = 0
@@ -56,7 +74,8 @@ def test_masks_and_tokens_of_many_are_those_of_each_alone(num_answers: int) -> N
         for each, num_left, mask in zip(alone, left, masks, strict=True):
             np.testing.assert_array_equal(mask_of(each, num_left), mask)
         ids = [drawn_of(mask, chance) for mask in masks]
-        taken = together[0].batch.take(list(zip(together, ids, left, strict=True)))
+        drawn = list(zip(together, ids, left, strict=True))
+        taken = take_in_parts(drawn) if in_parts else together[0].batch.take(drawn)
         assert taken == [each.take(*draw) for each, draw in zip(alone, zip(ids, left, strict=True), strict=True)]
         num_replaced += sum(a != b for a, b in zip(ids, taken, strict=True))
         going = [number for number, each in enumerate(together) if not each.is_complete]
@@ -64,6 +83,28 @@ def test_masks_and_tokens_of_many_are_those_of_each_alone(num_answers: int) -> N
         left = [left[each] - 1 for each in going]
         assert min(left, default=1) > 0
     assert num_replaced or num_answers < LEAST_TAKEN
+
+
+def test_what_is_not_known_in_a_moment_is_as_it_was() -> None:
+    first, again = (matchers(1)[0] for _ in range(2))
+    token_id = drawn_of(mask_of(again, 500), random.Random(1))
+    assert first.batch.take_known([(first, token_id, 500)]) == [None], "nobody has been there"
+    np.testing.assert_array_equal(mask_of(first, 500), mask_of(again, 500))
+    assert first.batch.take_unknown((first, token_id, 500), waits=False) == token_id
+    assert first.copy().batch.take_known([(again, token_id, 500)]) == [None], "another grammar, as it was compiled anew"
+
+
+def test_a_mask_is_not_waited_for_where_the_last_one_took_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, may_compute = matchers(2)[1], Event()
+    drawn = answer, drawn_of(mask_of(answer, 500), random.Random(1)), 500
+    compute = LateMask.compute
+    monkeypatch.setattr(LateMask, "compute", lambda mask: may_compute.wait(60) and compute(mask))
+    answer.mask_s = 2 * LONG_S
+    for _ in range(3):
+        assert answer.batch.take_unknown(drawn, waits=False) is None
+    may_compute.set()
+    assert answer.batch.take_unknown(drawn, waits=True) == drawn[1]
+    assert isinstance(answer.known_mask(499), TokenMask) and answer.mask_s < 60
 
 
 @pytest.mark.parametrize("is_late", [False, True])

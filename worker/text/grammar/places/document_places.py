@@ -86,6 +86,11 @@ class Place:
             self.mask = self.string.known(self.length)
         return self.mask
 
+    def is_ready(self, last_id: int) -> bool:
+        """Whether it is known what may follow here, behind the token ``last_id``."""
+        forced = self.forced.get(ANY_TOKEN if self.is_open else last_id)
+        return self.is_complete or bool(forced) or (forced is not None and self.known_mask() is not None)
+
     def known_closing(self, last_id: int, earlier: KnownClosing) -> KnownClosing | None:
         """What closes the document behind the token ``last_id``, made of an ``earlier`` closing, if that is known."""
         return self.closings.get((ANY_TOKEN if self.is_open else last_id, earlier))
