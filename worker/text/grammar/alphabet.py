@@ -56,6 +56,9 @@ class Alphabet:
         spaced = (token.replace(b"\n", b" ") for token in self.texts)
         self.shapes = array("L", (shapes.setdefault(token, len(shapes)) for token in spaced))
         """Of each token a number that others have whose texts are the same but for which white space they have."""
+        spaces = [len(token) - len(token.lstrip(SPACE)) for token in self.texts]
+        self._num_spaces = np.minimum(spaces, 255).astype(np.uint8)  # with which each begins
+        self._beginning_with: dict[int, NDArray[np.uint8]] = {}
         numbers: dict[bytes, int] = {b"": 0}
         kinds = (bytes(sorted(b"".join(_STRUCTURE.findall(token)))) for token in self.texts)
         self.kinds = array("L", (numbers.setdefault(kind, len(numbers)) for kind in kinds))
@@ -77,6 +80,14 @@ class Alphabet:
         """Those whose bits are set in a mask of token ids."""
         bits = np.frombuffer(mask, np.uint8)
         found: list[int] = self.ids[(bits[self._bytes] >> self._bits & 1) != 0].tolist()
+        return found
+
+    def beginning_with(self, num_spaces: int) -> NDArray[np.uint8]:
+        """A mask of the tokens that begin with at most so many characters of white space, in bytes."""
+        found = self._beginning_with.get(num_spaces)
+        if found is None:
+            found = np.packbits(self._num_spaces <= num_spaces, bitorder="little")
+            self._beginning_with[num_spaces] = found
         return found
 
     def remainder(self, closing: tuple[int, ...], token_id: int) -> tuple[int, ...] | None:

@@ -16,7 +16,8 @@ from orcd.errors import InvalidRequest
 from orcd.structured_output import Kind
 
 MAX_SUFFIXES = 16
-WHITESPACE = "[ \\n]{0,8}"
+MOST_SPACE = 8
+WHITESPACE = f"[ \\n]{{0,{MOST_SPACE}}}"
 """Between the parts of a JSON document. Models that may write any amount sometimes write nothing else."""
 
 

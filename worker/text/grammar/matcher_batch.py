@@ -19,7 +19,7 @@ from worker.engine.token_constraint import Asked, Drawn, TokenMask, take_alone
 
 if TYPE_CHECKING:
     from worker.text.grammar.lexers import Lexer
-    from worker.text.grammar.places.document_places import Place
+    from worker.text.grammar.places.place import Place
     from worker.text.grammar.token_matcher import TokenMatcher
 
 MAX_THREADS = 16

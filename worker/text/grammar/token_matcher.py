@@ -15,7 +15,8 @@ from worker.text.grammar.closing import ClosingRule
 from worker.text.grammar.known_closing import KnownClosing
 from worker.text.grammar.lexers import Lexers
 from worker.text.grammar.matcher_batch import MatcherBatch, too_complex
-from worker.text.grammar.places.document_places import ANY_TOKEN, DocumentPlaces, Place
+from worker.text.grammar.places.document_places import DocumentPlaces
+from worker.text.grammar.places.place import ANY_TOKEN, Place
 
 MOST_BEHIND = 256
 """Tokens that llguidance takes together, after places told what they lead to: a token takes it 1 us."""
@@ -49,8 +50,7 @@ class TokenMatcher:
         self.places = places
         """Where it may be in its document, if places tell anything."""
         self.place = None if places is None else places.beginning
-        self._behind: list[int] = []  # tokens that were taken, but not by `_state`
-        self._last_id = ANY_TOKEN
+        self._behind, self._last_id = list[int](), ANY_TOKEN  # tokens that were taken, but not by `_state`
         self.is_complete = False  # whether nothing may follow
         self._choose_lexer()
         self._forced: Sequence[int] | None = None  # what must come next, once that was asked for

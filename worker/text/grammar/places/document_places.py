@@ -10,17 +10,18 @@ not be asked where others have been.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from llguidance import LLMatcher
 
 from worker.engine.token_constraint import TokenMask
 from worker.text.grammar.alphabet import Alphabet
+from worker.text.grammar.grammar_text import MOST_SPACE
 from worker.text.grammar.known_closing import KnownClosing
 from worker.text.grammar.places.lexemes import read_lexemes
+from worker.text.grammar.places.place import ANY_TOKEN, Place
 from worker.text.grammar.places.place_memory import PlaceMemory
 from worker.text.grammar.places.string_masks import AlikeStrings, StringMasks
+from worker.text.grammar.places.white_space import SpaceMasks
 
 PLACE_BYTES, TOKEN_BYTES = 600, 100
 """About what Python takes for a place, and for a token that leads to another."""
@@ -29,75 +30,11 @@ MAX_OUTLINE, MAX_TEXT, MAX_DIGITS = 4096, 64, 3
 MAX_MISSED = 1024
 MOST_PROBED = 300
 """Characters of strings that are counted."""
-ANY_TOKEN = -1
 PROBES = b"~^|`@#%zqZQXKWVJ"
 _ESCAPE = re.compile(rb'\\["\\/bfnrt]')
 """Those that stand for one character each."""
 _NUMBERS = frozenset(b"-0123456789")
 """What numbers begin with."""
-
-
-@dataclass(slots=True, eq=False)
-class Place:
-    """Where an answer may be in its document, and what is known of that."""
-
-    outline: bytes
-    """The structure and the names so far, and of values only where they are."""
-    text: bytes
-    """What has begun behind the outline; any white space is spaces."""
-    num_dropped: int
-    """Characters that are not in the text of the string that is open."""
-    outer: bytes
-    """The objects and arrays that are open."""
-    is_name_next: bool
-    length: int
-    """Characters of the string that this is in, if it may have any text; else -1."""
-    alphabet: Alphabet
-    lengths: dict[int, Place]
-    """Places in that string by their length."""
-    string: StringMasks | None = None
-    """Masks in that string."""
-    starts: tuple[int, ...] = ()
-    """Where in the outline the objects and arrays that are open begin."""
-    is_complete: bool = False
-    """Whether nothing may follow."""
-    is_kept: bool = True
-    """Whether others that come here find what is known."""
-    is_open: bool = True
-    """Whether it is not told by bytes that must come next what tokens must."""
-    forced: dict[int, Sequence[int]] = field(default_factory=dict)
-    """The tokens that must come next, as far as they are known: by the last token where that may change how these are
-    spelled."""
-    mask: TokenMask | None = None
-    """Of the next token, once it is known."""
-    closings: dict[tuple[int, KnownClosing], KnownClosing] = field(default_factory=dict)
-    """Tokens that close the document, by the last token as for ``forced``, and by the closing of which they were made.
-    """
-    next: dict[int, Place] = field(default_factory=dict)
-    """Places behind tokens, by their `Alphabet.shapes`."""
-
-    def goes_on_with(self, token_id: int) -> bool:
-        """Whether this is in a string that may have any text, and still is with that token."""
-        return self.length >= 0 and self.alphabet.num_chars[token_id] > 0
-
-    def known_mask(self) -> TokenMask | None:
-        """The mask of the next token, if it is known."""
-        if self.mask is None and self.string is not None:
-            self.mask = self.string.known(self.length)
-        return self.mask
-
-    def is_ready(self, last_id: int) -> bool:
-        """Whether it is known what may follow here, behind the token ``last_id``."""
-        forced = self.forced.get(ANY_TOKEN if self.is_open else last_id)
-        return self.is_complete or bool(forced) or (forced is not None and self.known_mask() is not None)
-
-    def known_closing(self, last_id: int, earlier: KnownClosing) -> KnownClosing | None:
-        """What closes the document behind the token ``last_id``, made of an ``earlier`` closing, if that is known."""
-        return self.closings.get((ANY_TOKEN if self.is_open else last_id, earlier))
-
-    def keep_forced(self, last_id: int, token_ids: Sequence[int]) -> None:
-        """Tell others."""
-        self.forced[ANY_TOKEN if self.is_open else last_id] = token_ids
 
 
 class DocumentPlaces:
@@ -115,6 +52,7 @@ class DocumentPlaces:
         self._closings: dict[
             bytes, dict[tuple[int, KnownClosing], KnownClosing]
         ] = {}  # behind white space, by outlines
+        self._spaces: dict[bytes, SpaceMasks] = {}  # there
         self._families: dict[tuple[int, TokenMask], AlikeStrings] = {}
         self._masks: dict[bytes, TokenMask] = {}
         self._missed: dict[tuple[Place, int], Place] = {}  # what `after` has made of a token, for `follow`
@@ -142,7 +80,7 @@ class DocumentPlaces:
         self._kept, self._masks, self._missed = {}, {}, {}
         for lengths in self._lengths.values():
             lengths.clear()
-        self._lengths, self._strings, self._families, self._closings = {}, {}, {}, {}
+        self._lengths, self._strings, self._families, self._closings, self._spaces = {}, {}, {}, {}, {}
 
     def after(self, place: Place, token_id: int) -> Place | None:
         """The place behind ``place`` and a token that may come there, if that is known."""
@@ -150,7 +88,10 @@ class DocumentPlaces:
         if found is None and place.is_kept:
             behind = self._behind(place, token_id)
             found = self._same(place, token_id, behind, self._length(behind))
-            if found is None and len(self._missed) < MAX_MISSED:
+            if found is None and self._is_within_space(behind):
+                found = self._in_space(behind)
+                self._lead(place, token_id, found)
+            elif found is None and len(self._missed) < MAX_MISSED:
                 self._missed[place, token_id] = behind
         return found
 
@@ -203,15 +144,43 @@ class DocumentPlaces:
         """Tell others what the mask of the next token is in ``place``."""
         if not place.is_kept:
             return TokenMask(words)
-        known = self._masks.get(words)  # as many places have the same one
-        if known is None:
-            known = self._masks[words] = TokenMask(words)
-            self._count(len(words))
-        place.mask = known
+        known = place.mask = self._shared(words)
         if place.string is not None:
             may_end = words[self.quote_id >> 3] >> (self.quote_id & 7) & 1
             place.string.learn(place.length, known, may_end=bool(may_end))
+        if place.space is not None:
+            place.space.learn(len(place.text), known)
         return known
+
+    def _shared(self, words: bytes) -> TokenMask:
+        """The mask of these, as many places have the same one."""
+        known = self._masks.get(words)
+        if known is None:
+            known = self._masks[words] = TokenMask(words)
+            self._count(len(words))
+        return known
+
+    @staticmethod
+    def _is_within_space(place: Place) -> bool:
+        """Whether it is behind white space that may go on, in an object or array: then other tokens may come, too."""
+        return bool(place.outer) and len(place.text) < MOST_SPACE and place.text.isspace()
+
+    def _in_space(self, place: Place) -> Place:
+        """A place within white space, which is kept: all that is to be known of it is told by its outline."""
+        place.is_kept = len(place.outline) <= MAX_OUTLINE
+        place.closings = self._closings.setdefault(place.outline, {})  # the same, however much white space
+        place.keep_forced(ANY_TOKEN, ())
+        place.space = self._space_behind(place.outline)
+        if place.is_kept:
+            self._kept[place.outline, place.text] = place
+            self._count(PLACE_BYTES + len(place.outline))
+        return place
+
+    def _space_behind(self, outline: bytes) -> SpaceMasks:
+        found = self._spaces.get(outline)
+        if found is None:
+            found = self._spaces[outline] = SpaceMasks(self._alphabet, self._shared)
+        return found
 
     def _behind(self, before: Place, token_id: int) -> Place:
         """The place behind ``before`` and a token that ends or begins something, as the texts of these tell."""
@@ -282,10 +251,12 @@ class DocumentPlaces:
         )  # of a string only its end is known
         if is_cut or (text.startswith(b'"') and not place.is_name_next and outline in self._lengths):
             place.is_kept = False
-        place.is_open = not state.compute_ff_bytes()
         found = self._kept.get((outline, text)) if place.is_kept else place
-        if found is None and place.is_open and text.isspace():
-            place.closings = self._closings.setdefault(outline, {})  # the same, however much white space
+        if found is None and self._is_within_space(place):
+            return self._in_space(place)
+        place.is_open = not state.compute_ff_bytes()
+        if found is None and not text and place.outer:
+            place.space = self._space_behind(outline)
         if found is None:
             found = self._kept[outline, text] = place
             self._count(PLACE_BYTES + len(outline) + len(text))

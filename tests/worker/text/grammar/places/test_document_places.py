@@ -16,7 +16,7 @@ from tests.worker.text.grammar.schemas import make_schemas
 from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
 from worker.text.grammar.places import document_places
-from worker.text.grammar.places.document_places import Place
+from worker.text.grammar.places.place import Place
 from worker.text.grammar.token_matcher import TokenMatcher
 
 TEXT = {"type": "string", "maxLength": 9}

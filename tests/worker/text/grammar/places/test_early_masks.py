@@ -12,7 +12,7 @@ from tests.worker.text.grammar.compilers import BYTE_LEVEL, compiler_of, tokeniz
 from worker.text.grammar import grammar_compiler
 from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
-from worker.text.grammar.places.document_places import Place
+from worker.text.grammar.places.place import Place
 from worker.text.grammar.token_matcher import TokenMatcher
 
 NOTE = {"type": "object", "properties": {"note": {"type": "string"}}, "required": ["note"]}

@@ -1,0 +1,36 @@
+"""A place tells when all is known that an answer needs in it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, tokenizer_of
+from worker.engine.token_constraint import TokenMask
+from worker.text.grammar.alphabet import Alphabet
+from worker.text.grammar.places.place import Place
+
+LAST_ID = 5
+
+
+def place(*, is_open: bool = True) -> Place:
+    return Place(b"{", b'"', 0, b"{", True, -1, Alphabet(tokenizer_of(BYTE_LEVEL)), {}, is_open=is_open)
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_it_is_ready_with_a_token_that_must_come_or_a_mask_where_none_must(is_open: bool) -> None:
+    one = place(is_open=is_open)
+    one.mask = TokenMask(b"\xff")
+    assert not one.is_ready(LAST_ID), "nobody has asked what must come"
+    one.keep_forced(LAST_ID, ())
+    assert one.is_ready(LAST_ID)
+    assert one.is_ready(LAST_ID + 1) == is_open, "behind another token it may be spelled in another way"
+    one.mask = None
+    assert not one.is_ready(LAST_ID)
+    one.keep_forced(LAST_ID, (7, 8))
+    assert one.is_ready(LAST_ID)
+
+
+def test_where_a_document_is_complete_nothing_needs_to_be_known() -> None:
+    one = place()
+    one.is_complete = True
+    assert one.is_ready(LAST_ID)

@@ -1,0 +1,56 @@
+"""What may follow behind white space is told by what may follow behind less of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, tokenizer_of
+from tests.worker.text.grammar.places.test_document_places import (
+    TEXT,
+    mask_of,
+    matcher_behind,
+    matcher_of,
+    record,
+    without_places,
+)
+from worker.engine.token_constraint import TokenMask
+from worker.text.grammar.alphabet import Alphabet
+from worker.text.grammar.places.white_space import SpaceMasks
+
+NUM_WORDS = -(-tokenizer_of(BYTE_LEVEL).vocab_size // 32)
+PARTS = ['{"a"', '{"a":', '{"a":"x"', '{"a":"x",', "{", '{"a":"x","b":[', '{"a":"x","b":[1', '{"a":"x","b":[true,']
+
+
+@pytest.mark.parametrize("text", PARTS)
+def test_masks_and_what_must_follow_are_those_of_llguidance_however_much_there_is(text: str) -> None:
+    schema = record(a=TEXT, b={"type": "array", "items": {"anyOf": [{"type": "number"}, {"type": "boolean"}]}})
+    beginning = matcher_of(schema)
+    for number in (2, 1, 7, 3, 8):
+        told, alone = matcher_behind(beginning, text + " " * number), without_places(beginning)
+        for byte in (text + "\n" * number).encode():
+            alone.take(alone._rule.alphabet.of_byte(byte), 500)
+        assert told.forced_id(400) == alone.forced_id(400)
+        np.testing.assert_array_equal(mask_of(told, 400, NUM_WORDS), mask_of(alone, 400, NUM_WORDS))
+
+
+def test_behind_more_of_it_nothing_is_asked_of_llguidance() -> None:
+    beginning = matcher_of(record(a=TEXT, b=TEXT))
+    mask_of(matcher_behind(beginning, '{"a":"x", '), 400, NUM_WORDS)
+    other = matcher_behind(beginning, '{"a":"y", ')
+    num_behind = len(other._behind)
+    for number in range(1, 6):
+        assert other.goes_on(beginning._rule.alphabet.of_byte(ord("\n")), 400 - number, and_is_ready=True)
+    assert len(other._behind) == num_behind + 5
+
+
+def test_equal_masks_are_the_same_object_and_one_behind_more_tells_nothing_of_less() -> None:
+    made: dict[bytes, TokenMask] = {}
+    masks = SpaceMasks(Alphabet(tokenizer_of(BYTE_LEVEL)), lambda words: made.setdefault(words, TokenMask(words)))
+    assert masks.known(1) is None
+    every = TokenMask(b"\xff" * 4 * NUM_WORDS)
+    masks.learn(2, every)
+    assert masks.known(1) is None and masks.known(2) is every
+    assert masks.known(5) is masks.known(5)
+    fewer = [np.unpackbits(np.frombuffer(masks.known(each).words, np.uint8)).sum() for each in (2, 3, 8)]
+    assert fewer == sorted(fewer, reverse=True)

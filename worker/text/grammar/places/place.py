@@ -1,0 +1,81 @@
+"""One place of a document, and what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from worker.engine.token_constraint import TokenMask
+from worker.text.grammar.alphabet import Alphabet
+from worker.text.grammar.known_closing import KnownClosing
+from worker.text.grammar.places.string_masks import StringMasks
+from worker.text.grammar.places.white_space import SpaceMasks
+
+ANY_TOKEN = -1
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """Where an answer may be in its document, and what is known of that."""
+
+    outline: bytes
+    """The structure and the names so far, and of values only where they are."""
+    text: bytes
+    """What has begun behind the outline; any white space is spaces."""
+    num_dropped: int
+    """Characters that are not in the text of the string that is open."""
+    outer: bytes
+    """The objects and arrays that are open."""
+    is_name_next: bool
+    length: int
+    """Characters of the string that this is in, if it may have any text; else -1."""
+    alphabet: Alphabet
+    lengths: dict[int, Place]
+    """Places in that string by their length."""
+    string: StringMasks | None = None
+    """Masks in that string."""
+    space: SpaceMasks | None = None
+    """Masks behind white space, of which ``text`` is, if it is anything."""
+    starts: tuple[int, ...] = ()
+    """Where in the outline the objects and arrays that are open begin."""
+    is_complete: bool = False
+    """Whether nothing may follow."""
+    is_kept: bool = True
+    """Whether others that come here find what is known."""
+    is_open: bool = True
+    """Whether it is not told by bytes that must come next what tokens must."""
+    forced: dict[int, Sequence[int]] = field(default_factory=dict)
+    """The tokens that must come next, as far as they are known: by the last token where that may change how these are
+    spelled."""
+    mask: TokenMask | None = None
+    """Of the next token, once it is known."""
+    closings: dict[tuple[int, KnownClosing], KnownClosing] = field(default_factory=dict)
+    """Tokens that close the document, by the last token as for ``forced``, and by the closing of which they were made.
+    """
+    next: dict[int, Place] = field(default_factory=dict)
+    """Places behind tokens, by their `Alphabet.shapes`."""
+
+    def goes_on_with(self, token_id: int) -> bool:
+        """Whether this is in a string that may have any text, and still is with that token."""
+        return self.length >= 0 and self.alphabet.num_chars[token_id] > 0
+
+    def known_mask(self) -> TokenMask | None:
+        """The mask of the next token, if it is known."""
+        if self.mask is None and self.string is not None:
+            self.mask = self.string.known(self.length)
+        elif self.mask is None and self.space is not None:
+            self.mask = self.space.known(len(self.text))
+        return self.mask
+
+    def is_ready(self, last_id: int) -> bool:
+        """Whether it is known what may follow here, behind the token ``last_id``."""
+        forced = self.forced.get(ANY_TOKEN if self.is_open else last_id)
+        return self.is_complete or bool(forced) or (forced is not None and self.known_mask() is not None)
+
+    def known_closing(self, last_id: int, earlier: KnownClosing) -> KnownClosing | None:
+        """What closes the document behind the token ``last_id``, made of an ``earlier`` closing, if that is known."""
+        return self.closings.get((ANY_TOKEN if self.is_open else last_id, earlier))
+
+    def keep_forced(self, last_id: int, token_ids: Sequence[int]) -> None:
+        """Tell others."""
+        self.forced[ANY_TOKEN if self.is_open else last_id] = token_ids

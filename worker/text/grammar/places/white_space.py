@@ -1,0 +1,40 @@
+"""What may follow behind white space, told by what may follow behind less of it.
+
+Between two parts of a document there may be `MOST_SPACE` characters of it, whatever the parts are. So of the tokens
+that may come behind some of it those may come behind more that begin with no more than is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from worker.engine.token_constraint import TokenMask
+from worker.text.grammar.alphabet import Alphabet
+from worker.text.grammar.grammar_text import MOST_SPACE
+
+
+@dataclass(slots=True, eq=False)
+class SpaceMasks:
+    """The masks between two parts of a document, by how much white space has been written there."""
+
+    alphabet: Alphabet
+    share: Callable[[bytes], TokenMask]
+    """Makes a mask of its words, or gives the one that there is of them."""
+    masks: dict[int, TokenMask] = field(default_factory=dict)
+
+    def known(self, length: int) -> TokenMask | None:
+        """The mask behind so many characters of white space, if that is known, or one behind fewer is."""
+        known = self.masks.get(length)
+        if known is None and self.masks and (least := min(self.masks)) < length:
+            words, fitting = bytearray(self.masks[least].words), self.alphabet.beginning_with(MOST_SPACE - length)
+            bits = np.frombuffer(words, np.uint8)[: fitting.size]
+            np.bitwise_and(bits, fitting[: bits.size], out=bits)
+            known = self.masks[length] = self.share(bytes(words))
+        return known
+
+    def learn(self, length: int, mask: TokenMask) -> None:
+        """The ``mask`` behind so many characters of white space was computed."""
+        self.masks[length] = mask
