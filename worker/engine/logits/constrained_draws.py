@@ -32,10 +32,12 @@ def take_draws(chunks: list[Chunk], results: Results, may_wait: Callable[[], boo
 
     With ``may_wait`` they take all that takes a moment, and the others one by one as long as that says so.
     """
-    ids = results.ids if isinstance(results, DrawnTokens) else [_drawn_id(result) for result in results]
+    bound = [number for number, (sequence, _, _) in enumerate(chunks) if sequence.constraint is not None]
     batches: dict[ConstraintBatch | None, tuple[list[int], list[Drawn]]] = {}
-    for number, ((sequence, _, _), token_id) in enumerate(zip(chunks, ids, strict=True)):
+    for number in bound:
+        sequence = chunks[number].sequence
         constraint = sequence.constraint
+        token_id = results.ids[number] if isinstance(results, DrawnTokens) else _drawn_id(results[number])
         if constraint is None or token_id is None or sequence.finish_reason is not None:
             continue
         asked = batches.get(batch := constraint.batch)

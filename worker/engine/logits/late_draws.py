@@ -12,7 +12,7 @@ from worker.engine.logits.constrained_draws import TakenDraws, take_draws, taken
 from worker.engine.runner import Result, Results
 from worker.engine.sequence import Chunk, Sequence
 
-DRAW_SHARE, READ_SHARE = 0.5, 0.9
+DRAW_SHARE, READ_SHARE = 0.7, 0.9
 """Of the time that the device takes for a step: by then the next one is to be drawn from, and the one after it read."""
 
 
