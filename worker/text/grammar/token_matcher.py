@@ -37,11 +37,7 @@ class TokenMatcher:
     """
 
     def __init__(
-        self,
-        lexers: Lexers,
-        batch: MatcherBatch,
-        rule: ClosingRule | None = None,
-        places: DocumentPlaces | None = None,
+        self, lexers: Lexers, batch: MatcherBatch, rule: ClosingRule | None = None, places: DocumentPlaces | None = None
     ) -> None:
         """``lexers`` and ``places`` are those of the grammar; ``batch`` is that of all matchers."""
         self._lexers = lexers
@@ -136,10 +132,14 @@ class TokenMatcher:
         """What `write_mask` would say, if that is known, or the only id that may come next."""
         if self.prepared is not None and self.prepared[0] == num_left:
             return self.prepared[1]
-        token_id, place = self.forced_id(num_left), self.place
-        if token_id is not None:
-            return token_id
-        return None if place is None else place.known_mask()
+        place = self.place
+        if place is None:
+            return self.forced_id(num_left)
+        is_told = place.is_free and place.mask is not None and self._plan is None and not self._forced
+        if is_told and self._bound + self._margin <= num_left:  # as of most rows of a step
+            return place.mask
+        token_id = self.forced_id(num_left)
+        return place.known_mask() if token_id is None else token_id
 
     def take(self, token_id: int, num_left: int) -> int:
         """Take the next token, one of ``num_left`` that may be drawn. Returns it, or the one that was taken instead."""

@@ -76,7 +76,7 @@ class DocumentPlaces:
         """Know nothing of any place."""
         of_strings = [place for lengths in self._lengths.values() for place in lengths.values()]
         for place in (self.beginning, *self._kept.values(), *of_strings):
-            place.next, place.forced, place.closings, place.mask = {}, {}, {}, None
+            place.next, place.forced, place.closings, place.mask, place.is_free = {}, {}, {}, None, False
         self._kept, self._masks, self._missed = {}, {}, {}
         for lengths in self._lengths.values():
             lengths.clear()

@@ -47,6 +47,8 @@ class Place:
     forced: dict[int, Sequence[int]] = field(default_factory=dict)
     """The tokens that must come next, as far as they are known: by the last token where that may change how these are
     spelled."""
+    is_free: bool = False
+    """Whether it is known that no token must come next."""
     mask: TokenMask | None = None
     """Of the next token, once it is known."""
     closings: dict[tuple[int, KnownClosing], KnownClosing] = field(default_factory=dict)
@@ -79,3 +81,4 @@ class Place:
     def keep_forced(self, last_id: int, token_ids: Sequence[int]) -> None:
         """Tell others."""
         self.forced[ANY_TOKEN if self.is_open else last_id] = token_ids
+        self.is_free = self.is_open and not token_ids
