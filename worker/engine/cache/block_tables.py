@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import islice
 
 from worker.engine.cache.cache_pool import CachePool
 from worker.engine.cache.prefix_cache import PrefixCache
@@ -27,7 +28,7 @@ class BlockTables:
         self._rewrites_blocks = rewrites_blocks
         self._being_computed: dict[bytes, Sequence] = {}
         """Running sequences by the hashes of blocks that they are to make known; of several the first."""
-        self._unpublished: dict[Sequence, None] = {}  # those with full blocks for `publish_all`
+        self._unpublished: dict[Sequence, None] = {}  # those with full blocks that are put off
 
     def match(self, sequence: Sequence) -> list[int]:
         """The blocks that hold the longest known prefix of a waiting sequence."""
@@ -106,14 +107,18 @@ class BlockTables:
         sequence.num_published = num_full
 
     def publish_later(self, sequence: Sequence) -> None:
-        """Do that with the next `publish_all`, and before anybody asks for a prefix: it takes long for many."""
+        """Do that with the next `publish_some`, and before anybody asks for a prefix: it takes long for many."""
         if len(sequence.token_ids) >= (sequence.num_published + 1) * self.block_tokens:
             self._unpublished[sequence] = None
 
     def publish_all(self) -> None:
         """Publish all that were put off."""
-        unpublished, self._unpublished = self._unpublished, {}
-        for sequence in unpublished:
+        self.publish_some(len(self._unpublished))
+
+    def publish_some(self, most: int) -> None:
+        """Publish so many of those that were put off, the first ones first."""
+        for sequence in tuple(islice(self._unpublished, most)):
+            del self._unpublished[sequence]
             self.publish(sequence)
 
     def forget(self, sequence: Sequence) -> None:

@@ -8,6 +8,9 @@ from worker.engine.cache.block_tables import BlockTables
 from worker.engine.cache.state_slots import StateSlots
 from worker.engine.sequence import Sequence
 
+MOST_PUBLISHED = 32
+"""Sequences whose blocks a step makes known, 8 us each: those that begin together fill theirs together."""
+
 
 class SequenceCache:
     """Block tables, and in a model with recurrent layers state slots: a running sequence has both, others neither."""
@@ -53,12 +56,12 @@ class SequenceCache:
         return True
 
     def finish_step(self, growing: Iterable[Sequence], *, reserve: int) -> None:
-        """Publish what was put off, and give the ``growing`` sequences blocks for the tokens that they have.
+        """Publish some of what was put off, and give the ``growing`` sequences blocks for the tokens that they have.
 
         As long as more than ``reserve`` blocks are free.
         """
         tables = self.block_tables
-        tables.publish_all()
+        tables.publish_some(MOST_PUBLISHED)
         for sequence in growing:
             if tables.pool.num_free > reserve and sequence.num_tokens < sequence.most_tokens:
                 tables.grow(sequence)

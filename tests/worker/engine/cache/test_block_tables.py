@@ -164,6 +164,20 @@ def test_blocks_that_are_to_be_published_later_are_known_to_whoever_asks_and_whe
     tables.check_invariants([])
 
 
+def test_of_those_that_are_put_off_some_are_published_at_a_time_the_first_ones_first():
+    tables = block_tables()
+    put_off = [sequence(4) for _ in range(5)]
+    for number, each in enumerate(put_off):
+        each.token_ids[0] = 100 + number
+        assert start(tables, each)
+        each.num_computed = 4
+    for each in put_off:
+        tables.publish_later(each)
+    for expected in ([1, 1, 0, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1]):
+        tables.publish_some(2)
+        assert [each.num_published for each in put_off] == expected
+
+
 def test_what_is_to_be_published_later_is_not_where_nobody_shall_read_it():
     tables = block_tables()
     first = started(tables, 9)
