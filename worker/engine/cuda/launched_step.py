@@ -31,9 +31,10 @@ class StepTimes:
         """For the step that was read last."""
         self._began_s = self._step_s = 0.0  # of the oldest in flight; of the last one that was waited for
 
-    def begin(self) -> None:
-        """A step is launched, and no other one is in flight."""
-        self._began_s = time.monotonic()
+    def launch(self, in_flight: Collection[LaunchedStep]) -> None:
+        """Another step is launched behind those ``in_flight``."""
+        if not in_flight:
+            self._began_s = time.monotonic()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

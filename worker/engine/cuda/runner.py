@@ -41,9 +41,8 @@ from worker.engine.sequence import Chunk, Sequence
 from worker.model.registry import Model
 
 LONG_WAIT_S = 0.003
-"""Where the host waits so long for a step, a second one behind it is work enough for the device, and requests that come
-now start sooner. Else there is a third: a step that starts requests takes the host longer than a short one the device.
-"""
+"""Where the host waits so long, a second step is work enough for the device, and requests that come now start sooner.
+Else there is a third, as one that starts requests takes the host longer than a short one the device."""
 
 
 class CudaRunner:
@@ -92,9 +91,8 @@ class CudaRunner:
         self._prefix_grouping = PrefixGrouping(model, buffers.prefixes, limits.block_tokens, timeout_s)
         self._cache = model.allocate_cache(num_blocks, limits.block_tokens, num_states)
         self._forget_rows()
-        self._in_flight: deque[LaunchedStep] = deque()
+        self._in_flight, self._times = deque[LaunchedStep](), StepTimes()
         self._late_draw: Draw | None = None  # of the step that was launched up to its logits
-        self._times = StepTimes()
         self._drawing, self._drawing_rows = Drawing({}), np.empty(0, np.intp)  # of the last that draws behind a graph
         self._decoding, self._draws_in_graph = list[Chunk](), True  # the last decode step; does its graph draw?
         with _named_errors():
@@ -120,8 +118,7 @@ class CudaRunner:
     def launch(self, chunks: list[Chunk], *, draws: bool = True) -> None:
         """Enqueue a step. Raises `CudaError`, and nothing else of a model with recurrent layers."""
         assert self._late_draw is None, "a step before this one that nobody has drawn from"
-        if not self._in_flight:
-            self._times.begin()
+        self._times.launch(self._in_flight)
         with self._forgetting():
             is_decode = chunks is self._decoding or only_decodes(chunks)
             draw = self._decode(chunks) if is_decode else self._run_whole(chunks)

@@ -24,7 +24,7 @@ def test_there_is_time_until_a_share_of_what_the_last_step_took_has_passed(monke
     monkeypatch.setattr("time.monotonic", lambda: now)
     times = StepTimes()
     assert not times.has_time(0.9), "nothing is known of steps"
-    times.begin()
+    times.launch([])
     with times.waiting():
         now += 2.0
     assert times.waited_s == 2.0
