@@ -122,9 +122,9 @@ def download(device: CudaDevice) -> Download:
 
 @pytest.fixture
 def probes(device: CudaDevice) -> Context:
-    """A context whose kernels are those of probe.cu, with 64 MiB of scratch memory."""
+    """A context whose kernels are those of probe.cu, with 128 MiB of scratch memory."""
     compiler = Compiler(device.gpu.arch, sources=Path(__file__).parent)
-    scratch = device.weights.allocate((64 << 20,), np.uint8)
+    scratch = device.weights.allocate((128 << 20,), np.uint8)
     return Context(
         device.gpu, modules=ModuleCache(compiler), stream=device.stream, arena=Arena(scratch.pointer, scratch.nbytes)
     )
