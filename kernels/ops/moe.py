@@ -2,51 +2,24 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from kernels.ops.activation import geglu_rows, swiglu_rows
 from kernels.ops.layers.expert_plan import gather_rows, plan_experts, tile_sizes
 from kernels.ops.layers.routed_matmul import multiply_expert_tiles, multiply_routed, multiply_summed
+from kernels.ops.layers.router import Routing, route
 from kernels.ops.layers.shared_expert import add_shared_expert
 from kernels.ops.matmul_params import Epilogue, Product, RoutedShared
-from kernels.ops.matmul_tuning import MAX_SMALL_BATCH, SmallBatchShape, summed_shape
-from kernels.ops.norm import NORM_PARTITIONS, SHORT_WIDTH, DeviceNorm, NormParams, norm_params
+from kernels.ops.matmul_tuning import SmallBatchShape, summed_shape
+from kernels.ops.norm import DeviceNorm
 from kernels.runtime.compiler import Variant
-from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
 from kernels.weights.packed import Experts, PackedMatrix, Router
 from kernels.weights.parameters import Clamp, Geglu
-
-_MANY_TOKENS = 8  # of a block of moe_logits_many
-_MOST_WIDTH = 2 * SHORT_WIDTH  # of rows of moe_logits_most
-_EXPERTS_AT_ONCE = 8  # of a block of moe_logits_*, or half of it
-_SLAB_EXPERTS = 32  # of such a block at a time, so that two of them fit an SM
-
-declare_constants("moe/router.cu", MANY_TOKENS=_MANY_TOKENS, SLAB_EXPERTS=_SLAB_EXPERTS)
-
-
-class RouteParams(CudaStruct, source="moe/router"):
-    """What moe_logits, moe_logits_* and moe_choose are given."""
-
-    x: Pointer  # [num_tokens, width] float32 residual stream
-    weight: Pointer  # [num_experts, width] float32 router
-    bias: Pointer  # [num_experts] float32
-    input_weight: Pointer  # [width] float32, or null: by what `normed` differs from what the router is given
-    shared_gate: Pointer  # [width] float32: of the expert that all tokens go through; moe_logits
-    shares: Pointer  # [num_tokens] float32: what it is multiplied by; moe_logits
-    normed: Pointer  # [num_tokens, width] float16
-    logits: Pointer  # [num_tokens, num_experts] float32
-    experts: Pointer  # [num_tokens, num_used] int32 by rank; moe_choose, of moe_logits -1
-    routing_weights: Pointer  # [num_tokens, num_used] float32: softmax over the chosen; moe_choose
-    norm: NormParams
-    num_tokens: Int32
-    num_experts: Int32
-    num_used: Int32
-    block_experts: Int32  # moe_logits_*
 
 
 class CombineParams(CudaStruct, source="moe/moe"):
@@ -67,8 +40,8 @@ class CombineParams(CudaStruct, source="moe/moe"):
 
 
 def variants() -> list[Variant]:
-    """What of moe.cu and router.cu is compiled."""
-    return [("moe/moe", {}), ("moe/router", {})]
+    """What of moe.cu is compiled."""
+    return [("moe/moe", {})]
 
 
 def norm_moe_residual(
@@ -94,7 +67,7 @@ def norm_moe_residual(
     num_pairs = num_tokens * (router.num_used + (shared is not None))
     normed = context.scratch((num_tokens, width), np.float16)
     activated = context.scratch((num_pairs, experts.down.width), np.float16)
-    routing = _route(context, x, norm, router, normed, shared)
+    routing = route(context, x, norm, router, normed, shared)
     inputs, plan = normed, None
     if not routing.is_small:
         num_experts = router.weight.shape[0]
@@ -187,83 +160,10 @@ def _activate(
         swiglu_rows(context, both, gating, out=out)
 
 
-class _Routing(NamedTuple):
-    """The experts of each token, with their weights; or, of few tokens, only the logits to choose them by."""
-
-    logits: DeviceArray  # [T, experts] float32
-    experts: DeviceArray  # [T, num_used] int32
-    routing_weights: DeviceArray | None  # [T, num_used] float32; None: of few tokens
-
-    @property
-    def is_small(self) -> bool:
-        """Whether the first product chooses the experts."""
-        return self.routing_weights is None
-
-
-def _route(
-    context: Context,
-    x: DeviceArray,
-    norm: DeviceNorm,
-    router: Router,
-    normed: DeviceArray,
-    shared: RoutedShared | None,
-) -> _Routing:
-    """``x`` [T, H] normed to ``normed``, and the router on it."""
-    num_tokens, width = x.shape
-    num_experts, num_used = router.weight.shape[0], router.num_used
-    is_small = num_tokens <= MAX_SMALL_BATCH
-    routing = _Routing(
-        context.scratch((num_tokens, num_experts), np.float32),
-        context.scratch((num_tokens, num_used), np.int32),
-        None if is_small else context.scratch((num_tokens, num_used), np.float32),
-    )
-    blocks = max(1, 2 * context.gpu.num_sms // -(-num_tokens // _MANY_TOKENS))  # for the same tokens
-    block_experts = -(-num_experts // blocks // _EXPERTS_AT_ONCE) * _EXPERTS_AT_ONCE
-    params = RouteParams(
-        x=x.pointer,
-        weight=router.weight.pointer,
-        bias=router.bias.pointer,
-        input_weight=pointer_of(router.input_weight),
-        shared_gate=shared.output_gate.pointer if shared else 0,
-        shares=shared.shares.pointer if shared else 0,
-        normed=normed.pointer,
-        logits=routing.logits.pointer,
-        experts=routing.experts.pointer,
-        routing_weights=pointer_of(routing.routing_weights),
-        norm=norm_params(norm, width),
-        num_tokens=num_tokens,
-        num_experts=num_experts,
-        num_used=num_used,
-        block_experts=block_experts,
-    )
-    if is_small:
-        grid = num_experts + (shared is not None), num_tokens
-        context.launch("moe/router", "moe_logits", grid, 32 * NORM_PARTITIONS, params, shared_bytes=8 * width)
-    else:
-        _launch_many(context, params, routing, width, block_experts)
-    return routing
-
-
-def _launch_many(context: Context, params: RouteParams, routing: _Routing, width: int, block_experts: int) -> None:
-    num_tokens, num_experts = routing.logits.shape
-    token_bytes = (width + NORM_PARTITIONS * (2 + _SLAB_EXPERTS)) * 4
-    if num_tokens >= 2 * _MANY_TOKENS * context.gpu.num_sms and width <= _MOST_WIDTH:
-        token_bytes, tokens = NORM_PARTITIONS * (2 + _SLAB_EXPERTS) * 4, 2 * _MANY_TOKENS
-        grid, threads = (-(-num_tokens // tokens), 1), 2 * 32 * NORM_PARTITIONS
-        context.launch("moe/router", "moe_logits_most", grid, threads, params, shared_bytes=tokens * token_bytes)
-    else:
-        kernel, tokens = "moe_logits_many", _MANY_TOKENS
-        if tokens * token_bytes > context.gpu.shared_bytes:
-            kernel, tokens = "moe_logits_pairs", 2
-        grid = -(-num_tokens // tokens), -(-num_experts // block_experts)
-        context.launch("moe/router", kernel, grid, 32 * NORM_PARTITIONS, params, shared_bytes=tokens * token_bytes)
-    context.launch("moe/router", "moe_choose", -(-num_tokens // 8), 256, params)
-
-
 def _combine(
     context: Context,
     results: DeviceArray,
-    routing: _Routing,
+    routing: Routing,
     places: DeviceArray | None,
     output_scales: DeviceArray | None,
     adds: bool,

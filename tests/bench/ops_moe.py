@@ -16,8 +16,9 @@ from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
 from kernels.ops.layers.expert_plan import gather_rows, plan_experts, tile_sizes
 from kernels.ops.layers.routed_matmul import multiply_expert_tiles, multiply_routed
+from kernels.ops.layers.router import route
 from kernels.ops.matmul_params import Epilogue, Product
-from kernels.ops.moe import _combine, _route, norm_moe_residual
+from kernels.ops.moe import _combine, norm_moe_residual
 from kernels.ops.norm import norm_rows
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.memory import MemoryPlan
@@ -90,9 +91,9 @@ def time_parts(device: CudaDevice, shape: Shape, layers: Layers, x: DeviceArray)
     num_pairs = num_tokens * shape.used
     normed = context.scratch((num_tokens, hidden), np.float16)
     times = {"all": timed(whole)}
-    times["route"] = timed(lambda number: void(_route(context, x, norm, layers.routers[number], normed, None)))
+    times["route"] = timed(lambda number: void(route(context, x, norm, layers.routers[number], normed, None)))
     norm_rows(context, x, norm, rows=None, out=normed)
-    routings = [_route(context, x, norm, router, normed, None) for router in layers.routers]
+    routings = [route(context, x, norm, router, normed, None) for router in layers.routers]
     activated = context.scratch((num_pairs, shape.inner), np.float16)
     results = context.scratch((num_pairs, hidden), np.float32)
     epilogue = Epilogue.CLAMPED_SWIGLU if shape.clamp else Epilogue.SWIGLU

@@ -56,7 +56,7 @@ class Ranking {
     }
 };
 
-// The expert at place `rank` of at most 32 COUNT experts; -1 if that hangs on which of two equals comes first.
+// The expert at place `rank` of at most 32 COUNT experts; -1 if that has_equals on which of two equals comes first.
 template <int COUNT>
 DEVICE int expert_without_equals(const float* logits, int num_experts, int rank) {
     u32 orders[COUNT], bound = 0xFFFFFFFFu;
@@ -87,6 +87,50 @@ DEVICE int expert_of_rank(const float* logits, int num_experts, int rank) {
     Ranking ranking(logits, num_experts);
     for (int before = 0; before < rank; before++) ranking.next();
     return ranking.next();
+}
+
+// The expert at place `lane` of the first `num_used`, of at most 32 COUNT; `has_equals`: that hangs on which of two
+// equals comes first.
+template <int COUNT>
+DEVICE int expert_of_lane_without_equals(const float* logits, int num_experts, int num_used, bool& has_equals) {
+    u32 orders[COUNT], bound = 0xFFFFFFFFu;
+    load_orders(orders, logits, num_experts);
+    int expert = 0, count = 0;
+    for (int rank = 0; rank < num_used; rank++) {
+        u32 best = 0;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) best = max(best, orders[i] < bound ? orders[i] : 0);
+        bound = __reduce_max_sync(ALL_LANES, best);
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            const u32 found = __ballot_sync(ALL_LANES, orders[i] == bound);
+            count += __popc(found);
+            if (found && threadIdx.x % 32 == rank) expert = 32 * i + __ffs(found) - 1;
+        }
+    }
+    has_equals = count != num_used;
+    return expert;
+}
+
+// The expert that comes at place `lane` of `logits` [num_experts]; from place `num_used` on some expert. All lanes of a
+// warp call it.
+DEVICE int expert_of_lane(const float* logits, int num_experts, int num_used) {
+    bool has_equals = true;
+    int expert = 0;
+    if (num_experts <= 32)
+        expert = expert_of_lane_without_equals<1>(logits, num_experts, num_used, has_equals);
+    else if (num_experts <= 128)
+        expert = expert_of_lane_without_equals<4>(logits, num_experts, num_used, has_equals);
+    else if (num_experts <= 256)
+        expert = expert_of_lane_without_equals<8>(logits, num_experts, num_used, has_equals);
+    if (!has_equals) return expert;
+    Ranking ranking(logits, num_experts);
+    expert = 0;
+    for (int rank = 0; rank < num_used; rank++) {
+        const int found = ranking.next();
+        if (threadIdx.x % 32 == rank) expert = found;
+    }
+    return expert;
 }
 
 // What an expert that all tokens go through is multiplied by.

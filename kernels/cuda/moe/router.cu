@@ -210,24 +210,28 @@ KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 2) moe_logits_pairs(const __grid_
     logits_of_many<2, 8>(p);
 }
 
-// This is for so many tokens that all SMs have some nevertheless, and rows of up to HELD_QUADS * PARTITION_STEP
-// columns: a lane holds what it has of MANY_TOKENS rows, normed, while it goes through all experts, two at a time. A
-// block has two groups of NORM_PARTITIONS warps, with as many rows each, so that the second one finds the weights in
-// the L1 cache. Dynamic shared memory: float [2 MANY_TOKENS][2 NORM_PARTITIONS + NORM_PARTITIONS SLAB_EXPERTS].
-constexpr int HELD_QUADS = 2, GROUPS = 2;
-KERNEL __launch_bounds__(32 * NORM_PARTITIONS * GROUPS, 1) moe_logits_most(const __grid_constant__ RouteParams p) {
-    constexpr int TOKENS = MANY_TOKENS, ROWS = GROUPS * TOKENS;
+// This is for still more tokens, and rows of up to QUADS * PARTITION_STEP columns: a lane holds what it has of TOKENS
+// rows, normed, while it goes through `block_experts` experts, two at a time. A block has two groups of NORM_PARTITIONS
+// warps, with as many rows each, so that the second one finds the weights in the L1 cache. Dynamic shared memory: float
+// [2 TOKENS][2 NORM_PARTITIONS + NORM_PARTITIONS SLAB_EXPERTS].
+constexpr int GROUPS = 2;
+template <int TOKENS, int QUADS>
+DEVICE void logits_of_most(const RouteParams& p) {
+    constexpr int ROWS = GROUPS * TOKENS;
     const int width = p.norm.width, first = blockIdx.x * ROWS, num_tokens = min(ROWS, p.num_tokens - first);
     const int group = threadIdx.x / (32 * NORM_PARTITIONS), partition = threadIdx.x / 32 % NORM_PARTITIONS;
     const int first_row = group * TOKENS, first_column = partition_column(partition);
     float *norm_sums = shared + first_row * NORM_PARTITIONS, *means = norm_sums + ROWS * NORM_PARTITIONS;
     float* partials = shared + 2 * ROWS * NORM_PARTITIONS;  // [ROWS][SLAB_EXPERTS][NORM_PARTITIONS]
+    const int first_expert = blockIdx.y * p.block_experts, num_own = min(p.block_experts, p.num_experts - first_expert);
+    float4 next[2][QUADS];
+    load_weights(next, p, first_expert, first_column);  // constant
     wait_for_previous();
-    float4 rows[TOKENS][HELD_QUADS];
+    float4 rows[TOKENS][QUADS];
 #pragma unroll
     for (int t = 0; t < TOKENS; t++)
 #pragma unroll
-        for (int q = 0; q < HELD_QUADS; q++) {
+        for (int q = 0; q < QUADS; q++) {
             const int column = first_column + q * PARTITION_STEP;
             const float* row = p.x + (i64)(first + min(first_row + t, num_tokens - 1)) * width;
             rows[t][q] = column < width ? *(const float4*)(row + column) : float4{0.0f, 0.0f, 0.0f, 0.0f};
@@ -238,7 +242,7 @@ KERNEL __launch_bounds__(32 * NORM_PARTITIONS * GROUPS, 1) moe_logits_most(const
 #pragma unroll
         for (int t = 0; t < TOKENS; t++)
 #pragma unroll
-            for (int q = 0; q < HELD_QUADS; q++) {
+            for (int q = 0; q < QUADS; q++) {
                 const float4 v = rows[t][q];
                 sums[t] += (v.x + v.y) + (v.z + v.w);
             }
@@ -250,44 +254,43 @@ KERNEL __launch_bounds__(32 * NORM_PARTITIONS * GROUPS, 1) moe_logits_most(const
 #pragma unroll
     for (int t = 0; t < TOKENS; t++)
 #pragma unroll
-        for (int q = 0; q < HELD_QUADS; q++)
+        for (int q = 0; q < QUADS; q++)
             if (first_column + q * PARTITION_STEP < width) rows[t][q] = sum_of(rows[t][q], shifts[t]);
     float squares[TOKENS] = {};
 #pragma unroll
     for (int t = 0; t < TOKENS; t++)
 #pragma unroll
-        for (int q = 0; q < HELD_QUADS; q++) squares[t] = add_squares(squares[t], rows[t][q]);
+        for (int q = 0; q < QUADS; q++) squares[t] = add_squares(squares[t], rows[t][q]);
     put_partitions(norm_sums, NORM_PARTITIONS, partition, squares);
     __syncthreads();
 #pragma unroll
     for (int t = 0; t < TOKENS; t++) {
         const float factor = norm_factor(p.norm, row_sum(norm_sums + t * NORM_PARTITIONS));
 #pragma unroll
-        for (int q = 0; q < HELD_QUADS; q++) {
+        for (int q = 0; q < QUADS; q++) {
             const int column = first_column + q * PARTITION_STEP;
             if (column >= width) continue;
             const float4 weight = *(const float4*)(p.norm.weight + column);
             rows[t][q] = scale_quad(p.norm, weight, column, rows[t][q], factor);
-            if (first_row + t < num_tokens) store_normed(p, first + first_row + t, column, rows[t][q]);
+            if (first_row + t < num_tokens && blockIdx.y == 0)
+                store_normed(p, first + first_row + t, column, rows[t][q]);
         }
     }
 
-    float4 next[2][HELD_QUADS];
-    load_weights(next, p, 0, first_column);
 #pragma unroll 1
-    for (int slab = 0; slab < p.num_experts; slab += SLAB_EXPERTS) {
-        const int in_slab = min(SLAB_EXPERTS, p.num_experts - slab);
+    for (int slab = 0; slab < num_own; slab += SLAB_EXPERTS) {
+        const int in_slab = min(SLAB_EXPERTS, num_own - slab);
 #pragma unroll 1
         for (int own = 0; own < in_slab; own += 2) {
-            float4 weights[2][HELD_QUADS];
+            float4 weights[2][QUADS];
 #pragma unroll
             for (int i = 0; i < 2; i++)
 #pragma unroll
-                for (int q = 0; q < HELD_QUADS; q++) weights[i][q] = next[i][q];
-            load_weights(next, p, slab + own + 2, first_column);
+                for (int q = 0; q < QUADS; q++) weights[i][q] = next[i][q];
+            load_weights(next, p, first_expert + slab + own + 2, first_column);
             float sums[2 * TOKENS] = {};
 #pragma unroll
-            for (int q = 0; q < HELD_QUADS; q++)
+            for (int q = 0; q < QUADS; q++)
 #pragma unroll
                 for (int t = 0; t < TOKENS; t++)
 #pragma unroll
@@ -299,8 +302,17 @@ KERNEL __launch_bounds__(32 * NORM_PARTITIONS * GROUPS, 1) moe_logits_most(const
             if (threadIdx.x % LANES == 0 && expert < in_slab)
                 partials[((first_row + index % TOKENS) * SLAB_EXPERTS + expert) * NORM_PARTITIONS + partition] = sum;
         }
-        store_logits(p, partials, first, num_tokens, slab, in_slab);
+        store_logits(p, partials, first, num_tokens, first_expert + slab, in_slab);
     }
+}
+
+KERNEL __launch_bounds__(32 * NORM_PARTITIONS * GROUPS, 1) moe_logits_most(const __grid_constant__ RouteParams p) {
+    logits_of_most<MANY_TOKENS, 2>(p);
+}
+
+// This is for longer rows.
+KERNEL __launch_bounds__(32 * NORM_PARTITIONS * GROUPS, 1) moe_logits_most_wide(const __grid_constant__ RouteParams p) {
+    logits_of_most<MANY_TOKENS / 2, 3>(p);
 }
 
 // After moe_logits_many: a warp has a token.
@@ -309,12 +321,7 @@ KERNEL __launch_bounds__(256) moe_choose(const __grid_constant__ RouteParams p) 
     const int token = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (token >= p.num_tokens) return;
     const float* logits = p.logits + (i64)token * p.num_experts;
-    Ranking ranking(logits, p.num_experts);
-    int expert = 0;
-    for (int rank = 0; rank < p.num_used; rank++) {
-        const int found = ranking.next();
-        if (lane == rank) expert = found;
-    }
+    const int expert = expert_of_lane(logits, p.num_experts, p.num_used);
     const float weight = routing_weight(logits[expert], p.num_used);
     if (lane >= p.num_used) return;
     p.experts[(i64)token * p.num_used + lane] = expert;

@@ -7,8 +7,8 @@ import pytest
 from msgspec.structs import replace
 
 from kernels.devices.cuda import CudaDevice
-from kernels.ops.moe import _route, norm_moe_residual
-from kernels.weights.parameters import Clamp, Geglu, LayerNorm, RmsNorm
+from kernels.ops.moe import norm_moe_residual
+from kernels.weights.parameters import Clamp, Geglu, RmsNorm
 from tests.kernels.conftest import Download, Upload
 from tests.kernels.ops.random_weights import random_weight, values_of
 from tests.kernels.ops.test_matmul import load, relative
@@ -147,27 +147,3 @@ def test_of_experts_with_equal_logits_the_lower_one_is_chosen_in_every_batch(
         norm_moe_residual(device.context, stream, norm, router, experts, None, out=stream)
         found[num_tokens] = download(stream)
     assert [n for n in found if not np.array_equal(found[n], found[64][:n])] == []
-
-
-@pytest.mark.sanitize("False-2048-256")
-@pytest.mark.parametrize(("width", "num_experts"), [(2048, 256), (1536, 33), (2880, 32)])
-@pytest.mark.parametrize("has_bias", [False, True])
-def test_the_router_gives_the_same_bits_in_every_batch(
-    device: CudaDevice, upload: Upload, download: Download, width: int, num_experts: int, has_bias: bool
-) -> None:
-    """With an RMS norm and a layer norm; the most tokens are those of which each SM has some."""
-    rng = np.random.default_rng(width)
-    num_tokens = 16 * device.context.gpu.num_sms + 11
-    weight = random_weight("F32", (num_experts, width), rng, bias=True)
-    router = load(device, lambda store: store.router(weight, 8))
-    norm_weight, bias = (upload(rng.normal(mean, 0.1, width).astype(np.float32)) for mean in (1, 0))
-    norm = LayerNorm(norm_weight, bias, 1e-5) if has_bias else RmsNorm(norm_weight, 1e-5)
-    x = rng.normal(size=(num_tokens, width)).astype(np.float32)
-    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for count in (1, 4, 5, 200, num_tokens):
-        normed = upload(np.full((count, width), np.nan, np.float16))
-        routing = _route(device.context, upload(x[:count]), norm, router, normed, None)
-        found[count] = download(routing.logits), download(normed)
-    for count, arrays in found.items():
-        for array, expected in zip(arrays, found[num_tokens], strict=True):
-            np.testing.assert_array_equal(array, expected[:count])
