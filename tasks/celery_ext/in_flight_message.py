@@ -48,7 +48,8 @@ class InFlightMessage:
     ``target`` is Celery's tracer, ``request`` its dictionary of headers, and ``embed`` what follows the task's own
     arguments in the body. ``jobs`` has the request of each job that came inside the message and None for the others,
     ``records`` what is to be kept of the message, by job. ``ending`` says why it must not run: ``revoked``,
-    ``expired`` or ``terminated``. Of one that ``is_unknown`` a job was not known to anybody.
+    ``expired`` or ``terminated``. Of one that ``is_unknown`` a job was not known to anybody. What ``followers`` ask for
+    once the jobs have ended is not what this message asks for.
     """
 
     task_id: str
@@ -66,6 +67,7 @@ class InFlightMessage:
     looks_again: bool = False
     is_unknown: bool = False
     fenced: set[str] = field(default_factory=set)
+    followers: list[InFlightMessage] = field(default_factory=list)
     error: OrcdError | None = None
     answer: Any = None
     ending: str | None = None
@@ -115,15 +117,19 @@ class InFlightMessage:
         self.outcomes = dict.fromkeys(self.jobs)
 
     def adopt(self, repetition: InFlightMessage) -> None:
-        """Answer another delivery of this message with it.
+        """Answer another delivery of this message with it; one that says something else is answered after it.
 
+        That is of a sender who was told of an error in the middle of a canvas, and began it again, with a new group.
         Redis may have forgotten the jobs: the requests of a repetition may be the only ones left.
         """
         for job_id, inline in repetition.jobs.items():
             if inline is not None and job_id in self.jobs:
                 self.jobs[job_id] = inline
-        self.callbacks += repetition.callbacks
         self.looks_again = True
+        if repetition.error is None and repetition.records != self.records:
+            self.followers.append(repetition)
+        else:
+            self.callbacks += repetition.callbacks
 
     def has_outcome(self, job_id: str, outcome: Answer) -> bool:
         """Note what became of a job; True if that was the last one that was waited for.

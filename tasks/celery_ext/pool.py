@@ -25,7 +25,6 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from orcd.errors import OrcdError
-from orcd.monitoring.worker_registry import Farewell
 from orcd.store.enqueue import Publisher
 from orcd.store.job_store import JobStore
 from orcd.store.redis_connection import connect
@@ -86,8 +85,7 @@ class Pool(BasePool):  # type: ignore[misc]
             wait_for_engine(self.dispatcher.wait_until_loaded, settings.engine_start_timeout_s, maybe_shutdown)
             self._finisher.start()
             self._shutdown.start()
-            # Vocabulary and code stay. Under load the garbage collector would look through them about once a second:
-            # 50 ms in which all threads stand still.
+            # Vocabulary and code stay: the garbage collector would stop all threads for 50 ms a second to look at them.
             gc.freeze()
             gc.enable()  # it was off while all that was made
         except OrcdError as error:
@@ -122,11 +120,8 @@ class Pool(BasePool):  # type: ignore[misc]
             key_prefix=settings.key_prefix,
         )
         encoder = PromptEncoder.load(settings)
-        lost, leave, died = partial(self._shutdown.begin, 1), self._told_to_leave, self._thread_died
+        lost, leave, died = partial(self._shutdown.begin, 1), self._shutdown.begin_as_told, self._thread_died
         return Dispatcher(settings, self._store, encoder, self.observer, self._publisher.publish, lost, leave, died)
-
-    def _told_to_leave(self, farewell: Farewell) -> None:
-        self._shutdown.begin(cold=farewell == "stop")
 
     def _thread_died(self, name: str, error: BaseException | None) -> None:
         self.observer.thread_died(name, error)
@@ -155,12 +150,16 @@ class Pool(BasePool):  # type: ignore[misc]
             return None
         message = InFlightMessage(task_id, task, target, request, [callback], self._terminate)
         message.read(body, (options.get("timeout"), options.get("soft_timeout")))
+        return self._take(message)
+
+    def _take(self, message: InFlightMessage) -> InFlightMessage:
+        """Begin with a message, or adopt it; returns the one that works on its jobs."""
         with self._lock:
-            first = self._messages.setdefault(task_id, message)
+            first = self._messages.setdefault(message.task_id, message)
             if first is not message:  # delivered again while we work on it (the broker connection was cut): adopt it
                 first.adopt(message)
         if first is not message:
-            if any(first.records.get(job_id) != record for job_id, record in message.records.items()):
+            if message in first.followers:
                 self._finisher.submit(lambda: self._store.arrive(message.arrivals()))
         elif message.error is not None:
             self._finisher.submit_item(message)
@@ -252,6 +251,8 @@ class Pool(BasePool):  # type: ignore[misc]
         if not message.is_lost:
             result_key = self.app.backend.get_key_for_task(message.task_id) if message.has_result else ""
             self._store.answered(message.records, message.jobs, result_key)
+        while message.followers:
+            self._take(message.followers.pop(0))
 
     def _forget(self, message: InFlightMessage) -> None:
         """What comes under its id from now on is another message."""

@@ -14,6 +14,7 @@ from typing import Any
 from celery import signals
 from celery.worker import state
 
+from orcd.monitoring.worker_registry import Farewell
 from tasks.supervised_thread import OnDeath, SupervisedThread
 
 TICK_S = 0.1
@@ -66,6 +67,10 @@ class Shutdown:
         else:
             state.should_stop = state.should_stop or exit_code
         self._ask()
+
+    def begin_as_told(self, farewell: Farewell) -> None:
+        """The same for who was told by a command: one to stop leaves the jobs in flight no time."""
+        self.begin(cold=farewell == "stop")
 
     def wait(self) -> None:
         """Return when all jobs are given up, or Redis has not answered in time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,32 @@ def test_every_result_is_right_when_its_worker_leaves_in_the_middle(
         canvas.check()
         assert second.events("execute_start")
         wait_until(lambda: not connection.keys("orcd:*:messages"))
+
+
+@pytest.mark.parametrize("case", ["both wait", "the first runs", "the worker dies"])
+def test_a_chord_that_is_begun_again_goes_on_though_a_message_of_the_first_one_is_there(
+    app: Celery, client: Client, redis_url: str, shallow_model: Path, tmp_path: Path, case: str
+) -> None:
+    """Its sender was told of an error in the middle, and sent it again: the same tasks in another group."""
+
+    def part(number: int) -> Any:
+        return app.signature("orcd.generate", kwargs=LONG, immutable=True, task_id=f"part-{number}")
+
+    body = app.signature("orcd.generate", kwargs=SHORT, immutable=True, task_id="body")
+    variables = slow_engine(tmp_path, 0.01) | {"ORCD_DRAIN_TIMEOUT_S": "2"}
+    part(0).set(group_id="abandoned", chord=body).apply_async()
+    with ExitStack() as workers:
+        if case == "both wait":
+            result = chord([part(0), part(1)], body).apply_async()
+            workers.enter_context(WorkerProcess(redis_url, shallow_model, tmp_path, **variables))
+        else:
+            worker = workers.enter_context(WorkerProcess(redis_url, shallow_model, tmp_path, **variables))
+            with held_engine(tmp_path, 4):
+                wait_until_running(client, ["part-0"], 2)
+                result = chord([part(0), part(1)], body).apply_async()
+                wait_until_running(client, ["part-1"], 2)
+                if case == "the worker dies":
+                    worker.kill()
+                    workers.enter_context(WorkerProcess(redis_url, shallow_model, tmp_path, **variables))
+        assert result.get(timeout=60)["tokens_out"] == 8
+        assert [each["tokens_out"] for each in result.parent.get(timeout=60)] == [NUM_LONG, NUM_LONG]
