@@ -44,18 +44,27 @@ Empty = Callable[[tuple[int, ...], DTypeLike], DeviceArray]
 Download = Callable[[DeviceArray], NDArray[Any]]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before tests are deselected
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of a test marked ``sanitize("7-*")`` only the parameter sets whose ids match stay marked.
 
     None does where the tool that ``SANITIZER`` names is the marker's ``but``. What is marked covers every kernel and
-    format, at sizes at which a test may take 20 times as long.
+    format, at sizes at which a test may take 20 times as long. A pattern without a match is an error.
     """
+    unmatched: dict[tuple[str, str], bool] = {}
     for item in items:
         marker = item.get_closest_marker("sanitize")
         if marker and marker.args and isinstance(item, pytest.Function):
-            is_named = any(fnmatchcase(item.callspec.id, pattern) for pattern in marker.args)
-            if not is_named or marker.kwargs.get("but") == os.environ.get("SANITIZER", ""):
+            matches = {pattern: fnmatchcase(item.callspec.id, pattern) for pattern in marker.args}
+            for pattern, is_match in matches.items():
+                test = item.nodeid.partition("[")[0], pattern
+                unmatched[test] = unmatched.get(test, True) and not is_match
+            if not any(matches.values()) or marker.kwargs.get("but") == os.environ.get("SANITIZER", ""):
                 item.own_markers.remove(marker)
+    if not any("::" in argument for argument in config.args):  # where single tests are named, others may have the match
+        for (name, pattern), is_unmatched in unmatched.items():
+            if is_unmatched:
+                raise pytest.UsageError(f"{name}: no parameter set matches sanitize({pattern!r})")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import kernels.kernel_variants  # noqa: F401 - that declares the structs of every kernel
 from kernels.ops.matmul import linear, norm_linear
 from kernels.ops.matmul_tuning import (
     LARGEST_SIZE,

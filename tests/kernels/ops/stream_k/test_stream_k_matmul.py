@@ -61,7 +61,7 @@ def test_outputs_have_the_bits_of_whole_tiles_for_any_number_of_tokens(
 
 
 @pytest.mark.gpu
-@pytest.mark.sanitize("16-1.0")
+@pytest.mark.sanitize("*-16-1.0")
 @pytest.mark.parametrize("alpha", [1.0, 1.7])
 @pytest.mark.parametrize("column", [3, 16])
 @pytest.mark.parametrize("epilogue", Epilogue)

@@ -57,7 +57,7 @@ def test_outputs_have_the_bits_of_the_kernels_that_unpack_in_registers(
 
 
 @pytest.mark.gpu
-@pytest.mark.sanitize("16-1.0")
+@pytest.mark.sanitize("*-16-1.0")
 @pytest.mark.parametrize("alpha", [1.0, 1.7])
 @pytest.mark.parametrize("column", [8, 16])
 @pytest.mark.parametrize("epilogue", Epilogue)
