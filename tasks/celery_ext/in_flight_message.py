@@ -13,6 +13,7 @@ from celery import states
 from celery.concurrency.base import apply_target
 from celery.exceptions import Ignore, Reject, TaskRevokedError
 from kombu.serialization import loads
+from msgspec.structs import replace
 
 from orcd.errors import Conflict, InvalidRequest, OrcdError
 from orcd.request import Request
@@ -126,7 +127,7 @@ class InFlightMessage:
             if inline is not None and job_id in self.jobs:
                 self.jobs[job_id] = inline
         self.looks_again = True
-        if repetition.error is None and repetition.records != self.records:
+        if repetition.error is None and repetition._asks_for() != self._asks_for():
             self.followers.append(repetition)
         else:
             self.callbacks += repetition.callbacks
@@ -227,6 +228,10 @@ class InFlightMessage:
         results = [outcome.result if isinstance(outcome, Repeated) else outcome for outcome in self.outcomes.values()]
         errors = [result.error for result in results if isinstance(result, Result)]
         return self.ending is not None and any(error and error.code in ("CANCELLED", "EXPIRED") for error in errors)
+
+    def _asks_for(self) -> dict[str, RecordedMessage]:
+        # One that is sent again may be more urgent, or in another queue: it had waited for long, or lost its worker.
+        return {job_id: replace(record, queue="", priority=0) for job_id, record in self.records.items()}
 
     def _records(self) -> dict[str, RecordedMessage]:
         """What is kept: the message with its last job, as those of a chunk begin in order; with the others its limits.

@@ -192,9 +192,13 @@ def test_a_canvas_that_is_sent_again_while_its_task_is_here_goes_on_too(scene: S
     scene.deliver(SHORT, embed={"chain": [{"task": "second"}]})
     wait_until(lambda: b"second" in (scene.store.redis.hget(schema.messages_key("t"), "t") or b""))
     scene.dispatcher.answer(InvalidRequest("an outcome"))
-    wait_until(lambda: len(scene.answers) == 2)
+    wait_until(lambda: len(scene.dispatcher.deliveries) == 2)
+    assert scene.dispatcher.deliveries[-1].message.embed["chain"][0]["task"] == "second"
+    assert len(scene.answers) == 1
     scene.settle()
     assert b"second" in scene.store.redis.hget(schema.messages_key("t"), "t")
+    scene.dispatcher.answer(InvalidRequest("an outcome"))
+    wait_until(lambda: len(scene.answers) == 2)
 
 
 def test_the_links_of_a_message_that_comes_while_a_plain_one_is_here_are_kept(scene: Scene, client: Client) -> None:
@@ -203,6 +207,21 @@ def test_the_links_of_a_message_that_comes_while_a_plain_one_is_here_are_kept(sc
     scene.deliver({"job_id": "t"}, embed={"chain": [{"task": "next"}]})
     wait_until(lambda: scene.store.redis.hexists(schema.messages_key("t"), "t"))
     assert len(scene.dispatcher.deliveries) == 1
+
+
+def test_a_message_that_is_sent_again_with_more_urgency_is_followed_by_its_links_once(scene: Scene) -> None:
+    """It was taken for another message, as it had waited for so long that a reaper had raised its priority."""
+    link = {"callbacks": [{"task": "next", "args": [], "kwargs": {}, "options": {}}]}
+    first = scene.deliver(SHORT, embed=link)
+    wait_until(lambda: scene.dispatcher.deliveries)
+    scene.store.arrive(first.arrivals())
+    scene.deliver({"job_id": "t"}, embed=link, delivery_info={"routing_key": "orcd", "priority": 3})
+    scene.end("t")
+    scene.dispatcher.answer(Result("t", "succeeded"))
+    wait_until(lambda: len(scene.answers) == 2)
+    scene.settle()
+    assert len(scene.dispatcher.deliveries) == 1
+    assert not scene.store.redis.exists(schema.messages_key("t"))
 
 
 @pytest.mark.parametrize("key", ["celery-task-meta-t", schema.job_key("t")])
