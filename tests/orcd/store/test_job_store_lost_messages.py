@@ -11,7 +11,7 @@ import redis
 from orcd.request import Request
 from orcd.settings import ClientSettings
 from orcd.store import schema
-from orcd.store.broker import EMPTIED_TTL_S
+from orcd.store.broker import EMPTIED_TTL_S, say_wrong_type
 from orcd.store.enqueue import Message, Publisher, tenant_digest
 from orcd.store.job_store import REPUBLISH_ANYWAY_MS
 from tests.orcd.job_record import J, age, make_due_again, submit
@@ -98,6 +98,7 @@ def test_notes_of_lists_that_were_empty_may_be_of_another_type(
     publisher: Publisher, connection: redis.Redis, make_store: MakeStore, caplog: pytest.LogCaptureFixture
 ):
     """F15."""
+    say_wrong_type.cache_clear()
     store = make_store()
     submit(store)
     connection.set(schema.EMPTIED, "no hash")
