@@ -102,7 +102,7 @@ def test_any_other_failure_concerns_one_piece_of_work(scene: Scene) -> None:
         scene.finisher.submit(work)
     scene.finisher.submit(done.set)
     assert done.wait(60)
-    assert [type(error) for error in scene.failures] == [KeyError] * NUM_THREADS * 2
+    wait_until(lambda: [type(error) for error in scene.failures] == [KeyError] * NUM_THREADS * 2)
 
 
 def test_items_that_wait_are_begun_together_and_each_is_done_once(scene: Scene) -> None:
