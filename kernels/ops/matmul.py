@@ -13,12 +13,12 @@ from kernels.ops.matmul_params import (
     NO_ROUTING,
     Epilogue,
     ExpertTiles,
-    HopperTiledParams,
     Product,
     RoutingParams,
     SmallBatchParams,
-    TiledParams,
+    hopper_params,
     output_params,
+    tiled_params,
 )
 from kernels.ops.matmul_tuning import (
     BLOCK_OUTPUTS,
@@ -40,8 +40,7 @@ from kernels.ops.unpacked.unpacked_matmul import multiply_unpacked, unpacked_sha
 from kernels.runtime.compiler import Variant
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
-from kernels.runtime.tma import tensor_map
-from kernels.weights.formats import CHUNK, FORMATS
+from kernels.weights.formats import FORMATS
 from kernels.weights.packed import PackedMatrix, Projection
 
 
@@ -255,21 +254,3 @@ def multiply_tiled(context: Context, product: Product, tiles: ExpertTiles | None
     if partials is not None:
         num_blocks = -(-num_tokens * (matrix.num_rows // 2 if matrix.gated else matrix.num_rows) // 256)
         context.launch("matmul/matmul", "matmul_reduce", num_blocks, 256, params, FORMAT=matrix.format.name)
-
-
-def tiled_params(product: Product, tiles: ExpertTiles | None, partials: DeviceArray | None) -> TiledParams:
-    """What kernels that multiply in tiles are given."""
-    return TiledParams(
-        matrix=product.matrix.params,
-        output=output_params(product),
-        x=product.x.pointer,
-        num_tokens=product.out.shape[0],
-        partials=pointer_of(partials),
-        tiles=tiles.entries.pointer if tiles else 0,
-        num_tiles=tiles.num_tiles.pointer if tiles else 0,
-    )
-
-
-def hopper_params(params: TiledParams, x: DeviceArray, size: int) -> HopperTiledParams:
-    """The same on Hopper, with tiles of ``size`` tokens."""
-    return HopperTiledParams(tiled=params, x_map=tensor_map(x, (size, CHUNK)))

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from kernels.ops.norm import DeviceNorm, NormParams
 from kernels.runtime.cuda_constants import declare_enum
 from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
-from kernels.runtime.device_array import DeviceArray
-from kernels.runtime.tma import TensorMap
+from kernels.runtime.device_array import DeviceArray, pointer_of
+from kernels.runtime.tma import TensorMap, tensor_map
+from kernels.weights.formats import CHUNK
 from kernels.weights.packed import MatrixParams, PackedMatrix
 
 
@@ -143,6 +144,26 @@ def output_params(product: Product) -> OutputParams:
         alpha=product.alpha,
         limit=product.limit,
     )
+
+
+def tiled_params(
+    product: Product, tiles: ExpertTiles | None = None, partials: DeviceArray | None = None
+) -> TiledParams:
+    """What kernels that multiply in tiles are given."""
+    return TiledParams(
+        matrix=product.matrix.params,
+        output=output_params(product),
+        x=product.x.pointer,
+        num_tokens=product.out.shape[0],
+        partials=pointer_of(partials),
+        tiles=tiles.entries.pointer if tiles else 0,
+        num_tiles=tiles.num_tiles.pointer if tiles else 0,
+    )
+
+
+def hopper_params(params: TiledParams, x: DeviceArray, size: int) -> HopperTiledParams:
+    """The same on Hopper, with tiles of ``size`` tokens."""
+    return HopperTiledParams(tiled=params, x_map=tensor_map(x, (size, CHUNK)))
 
 
 NO_ROUTING = RoutingParams(

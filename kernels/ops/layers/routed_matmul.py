@@ -5,8 +5,16 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-from kernels.ops.matmul import hopper_params, launch_small_batch, multiply_tiled, tiled_params
-from kernels.ops.matmul_params import Epilogue, ExpertTiles, Product, RoutedShared, RoutingParams
+from kernels.ops.matmul import launch_small_batch, multiply_tiled
+from kernels.ops.matmul_params import (
+    Epilogue,
+    ExpertTiles,
+    Product,
+    RoutedShared,
+    RoutingParams,
+    hopper_params,
+    tiled_params,
+)
 from kernels.ops.matmul_tuning import BLOCK_OUTPUTS, SmallBatchShape, small_batch_shape
 from kernels.runtime.cuda_constants import declare_traits
 from kernels.runtime.device_array import DeviceArray
@@ -129,7 +137,7 @@ def multiply_expert_tiles(context: Context, product: Product, tiles: ExpertTiles
         f"matmul_tiled_experts_{tiles.size}",
         min(ring.blocks_per_sm * context.gpu.num_sms, num_tiles),
         256,
-        hopper_params(tiled_params(product, tiles, None), product.x, tiles.size),
+        hopper_params(tiled_params(product, tiles), product.x, tiles.size),
         shared_bytes=ring.num_bytes,
         FORMAT=matrix.format.name,
     )

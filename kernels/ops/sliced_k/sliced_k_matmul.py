@@ -9,13 +9,12 @@ import math
 from functools import lru_cache
 from typing import NamedTuple
 
-from kernels.ops.matmul_params import HopperTiledParams, Product, TiledParams, output_params
+from kernels.ops.matmul_params import Product, hopper_params, tiled_params
 from kernels.ops.matmul_tuning import shaped_as
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_constants, declare_traits
 from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
-from kernels.runtime.tma import tensor_map
 from kernels.weights.formats import CHUNK, FORMATS, Format
 from kernels.weights.packed import BLOCK_ROWS, PackedMatrix, packed_bytes
 
@@ -113,23 +112,14 @@ def _shape(
 
 def multiply_sliced_k(context: Context, product: Product, size: int) -> None:
     """In tiles of ``size`` tokens."""
-    x, matrix, num_tokens = product.x, product.matrix, product.out.shape[0]
-    tiled = TiledParams(
-        matrix=matrix.params,
-        output=output_params(product),
-        x=x.pointer,
-        num_tokens=num_tokens,
-        partials=0,
-        tiles=0,
-        num_tiles=0,
-    )
+    matrix, num_tokens = product.matrix, product.out.shape[0]
     grid = (-(-matrix.num_rows // BLOCK_ROWS), -(-num_tokens // size), 1)
     context.launch(
         "matmul/matmul_sliced_k",
         f"matmul_sliced_k_{size}",
         grid,
         (GROUPS + 1) * 128,
-        HopperTiledParams(tiled=tiled, x_map=tensor_map(x, (size, CHUNK))),
+        hopper_params(tiled_params(product), product.x, size),
         shared_bytes=context.gpu.spread(sliced_k_ring(matrix.format, size).num_bytes, math.prod(grid)),
         FORMAT=matrix.format.name,
     )

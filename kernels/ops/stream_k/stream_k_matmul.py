@@ -11,15 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.ops.matmul_params import Epilogue, HopperTiledParams, Product, TiledParams, output_params
+from kernels.ops.matmul_params import Epilogue, HopperTiledParams, Product, hopper_params, tiled_params
 from kernels.ops.matmul_tuning import BLOCK_OUTPUTS, LARGEST_SIZE, ring_bytes, shaped_as
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, Int32
 from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
-from kernels.runtime.tma import tensor_map
-from kernels.weights.formats import CHUNK
 from kernels.weights.packed import PackedMatrix
 
 FORMATS = ("Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
@@ -133,20 +131,11 @@ def _work_of(block: int, parts_of_block: int, num_partitions: int) -> tuple[int,
 
 def multiply_stream_k(context: Context, product: Product, shape: StreamKShape) -> None:
     """With one of the shapes of the product's matrix and tokens."""
-    x, matrix, num_tokens = product.x, product.matrix, product.out.shape[0]
+    matrix = product.matrix
     size, num_blocks, parts_of_block, num_places, _ = shape
     assert num_blocks <= MAX_BLOCKS
     partials = context.scratch((num_blocks, num_places, size, BLOCK_OUTPUTS), np.float32)
-    tiled = TiledParams(
-        matrix=matrix.params,
-        output=output_params(product),
-        x=x.pointer,
-        num_tokens=num_tokens,
-        partials=partials.pointer,
-        tiles=0,
-        num_tiles=0,
-    )
-    hopper = HopperTiledParams(tiled=tiled, x_map=tensor_map(x, (size, CHUNK)))
+    hopper = hopper_params(tiled_params(product, partials=partials), product.x, size)
     is_chain = size == LARGEST_SIZE and matrix.num_partitions == 1
     context.launch(
         "matmul/matmul_stream_k",

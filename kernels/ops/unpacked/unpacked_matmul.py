@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.ops.matmul_params import Product, TiledParams, output_params
+from kernels.ops.matmul_params import Product, TiledParams, tiled_params
 from kernels.ops.matmul_tuning import shaped_as
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_constants, declare_traits
@@ -139,15 +139,7 @@ def multiply_unpacked(context: Context, product: Product, size: int) -> None:
     num_chunks = matrix.num_units * matrix.format.unit_chunks
     row_tiles = -(-matrix.num_rows // TILE_ROWS)
     params = UnpackedParams(
-        tiled=TiledParams(
-            matrix=matrix.params,
-            output=output_params(product),
-            x=x.pointer,
-            num_tokens=num_tokens,
-            partials=0,
-            tiles=0,
-            num_tiles=0,
-        ),
+        tiled=tiled_params(product),
         weights=_unpack(context, matrix, row_tiles, num_chunks).pointer,
         unit_chunks=matrix.format.unit_chunks,
         group_tiles=max(4, _GROUP_BYTES // (TILE_ROWS * num_chunks * CHUNK * 2)),
