@@ -82,11 +82,13 @@ class Submission:
         trace: str = "",
         packing: Packing = Packing.NOTHING,
     ) -> Submission:
-        """A request that has been checked. Raises `InvalidRequest` for an id or a text that cannot be stored.
+        """A request that has been checked. Raises `InvalidRequest` for an id, text or priority that cannot be stored.
 
         With ``fail_fast`` it is refused if no worker serves its model. ``trace`` is of `trace_parent`. ``packing`` is
         what its sender reads in the job's log, which those of older versions do not.
         """
+        if type(request.priority) is not int:  # of a request made by hand; nobody reads a list orcd:5.0
+            raise InvalidRequest(f"priority: expected `int`, got `{type(request.priority).__name__}`")
         queue = queue_name(request.model)
         tenant = tenant_digest(request.tenant)
         deadline_ms = 0 if request.deadline_s is None else max(1, round(request.deadline_s * 1000))

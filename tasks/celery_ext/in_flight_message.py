@@ -10,10 +10,10 @@ from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery import states
-from celery.concurrency.base import apply_target
 from celery.exceptions import Ignore, Reject, TaskRevokedError
 from kombu.serialization import loads
 from msgspec.structs import replace
+from redis import RedisError
 
 from orcd.errors import Conflict, InvalidRequest, OrcdError
 from orcd.request import Request
@@ -23,7 +23,7 @@ from orcd.store.job_store import Arrival
 from orcd.store.submission import trace_parent
 from tasks.celery_ext.request import REVOKED
 from tasks.celery_ext.result_backend import NotStored
-from tasks.celery_ext.tasks import JobTask
+from tasks.celery_ext.tasks import JobTask, OnFailure, trace
 from tasks.dispatch.delivery import Answer, Delivery, Fenced, Outcome, Repeated, Unknown
 
 LINK_IDS = uuid.UUID("5f2b7f0e-6a57-5c0c-9a0e-0d4c0f6c1a11")
@@ -38,7 +38,6 @@ NOT_KEPT = frozenset(
 PLAIN = frozenset({"origin", "root_id"})
 """Headers that any message has, and that say nothing of which the job's record does not know."""
 
-OnFailure = Callable[[str, Exception], None]
 Done = Callable[["InFlightMessage", str, Answer], None]
 
 
@@ -49,8 +48,8 @@ class InFlightMessage:
     ``target`` is Celery's tracer, ``request`` its dictionary of headers, and ``embed`` what follows the task's own
     arguments in the body. ``jobs`` has the request of each job that came inside the message and None for the others,
     ``records`` what is to be kept of the message, by job. ``ending`` says why it must not run: ``revoked``,
-    ``expired`` or ``terminated``. Of one that ``is_unknown`` a job was not known to anybody. What ``followers`` ask for
-    once the jobs have ended is not what this message asks for.
+    ``expired`` or ``terminated``. Jobs in ``unknown`` were not known to anybody. What ``followers`` ask for once the
+    jobs have ended is not what this message asks for.
     """
 
     task_id: str
@@ -66,7 +65,7 @@ class InFlightMessage:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     num_waiting: int = 0
     looks_again: bool = False
-    is_unknown: bool = False
+    unknown: set[str] = field(default_factory=set)
     fenced: set[str] = field(default_factory=set)
     followers: list[InFlightMessage] = field(default_factory=list)
     error: OrcdError | None = None
@@ -94,7 +93,8 @@ class InFlightMessage:
 
     def terminate(self, _signal: int | None = None) -> None:
         """End the jobs; the message is then answered like any other."""
-        self.ending = "terminated"
+        for message in (self, *self.followers):
+            message.ending = "terminated"
         self.on_terminate(self)
 
     def read(self, body: Sequence[Any], limits_s: Sequence[float | None]) -> None:
@@ -147,7 +147,7 @@ class InFlightMessage:
         elif isinstance(outcome, Unknown) and job_id in self.fenced:
             outcome = None  # there is no such job any more, also if it was deleted: nobody waits for a result
         elif isinstance(outcome, Unknown):
-            self.is_unknown = True
+            self.unknown.add(job_id)
             outcome = InvalidRequest(f"job {job_id} is unknown or has expired; submit it again")
         self.outcomes[job_id] = outcome
         self.num_waiting -= 1
@@ -184,6 +184,20 @@ class InFlightMessage:
                 trace=trace_parent(self.request.get("traceparent")),
             )
 
+    def call_back(self, on_failure: OnFailure) -> None:
+        """Tell all who wait for the ``answer``. May be begun again where it stopped.
+
+        Raises `redis.RedisError` and `NotStored`.
+        """
+        while self.callbacks:
+            try:
+                self.callbacks[0](self.answer)
+            except (RedisError, NotStored):
+                raise
+            except Exception as error:  # of one delivery: it would be no better if it was told again
+                on_failure("finish", error)
+            del self.callbacks[0]
+
     def store_results(self, backend: Any, on_failure: OnFailure) -> None:
         """Store what became of the message, which is its ``answer`` from then on, and of jobs of other ids.
 
@@ -218,9 +232,8 @@ class InFlightMessage:
         """What became of the jobs that have another id than the message: their results are stored beside its own."""
         for job_id, outcome in self.outcomes.items():
             found = outcome.result if isinstance(outcome, Repeated) else outcome
-            is_unknown = isinstance(found, InvalidRequest) and self.jobs[job_id] is None
-            is_of_another = isinstance(found, Conflict)
-            if found is not None and job_id != self.task_id and not (is_unknown or is_of_another):
+            is_of_another = job_id in self.unknown or isinstance(found, Conflict)
+            if found is not None and job_id != self.task_id and not is_of_another:
                 yield job_id, found
 
     def _was_ended(self) -> bool:
@@ -259,25 +272,6 @@ class InFlightMessage:
             return queue_name(inline.model)
         sent_to = (self.request.get("delivery_info") or {}).get("routing_key")
         return str(sent_to) if sent_to in self.task.app.amqp.queues.consume_from else queue_name(None)
-
-
-def trace(target: Callable[..., Any], args: tuple[Any, ...], accepted_at: float, on_failure: OnFailure) -> Any:
-    """What Celery's tracer answers: whether the task failed, its result, and the seconds since ``accepted_at``.
-
-    Raises `NotStored`.
-    """
-    answers: list[Any] = []
-    try:
-        apply_target(target, args, {}, answers.append)
-    except NotStored:
-        raise
-    except Exception as error:  # not of the task, but of what is done with its result: trying again would not mend it
-        on_failure("finish", error)
-        answers.append((1, ExceptionInfo(), 0.0))
-    if not isinstance(answers[0], tuple):
-        return answers[0]
-    failed, value, _ = answers[0]  # the tracer timed only how long an outcome took to pick up
-    return failed, value, time.monotonic() - accepted_at
 
 
 def _says(value: Any) -> bool:

@@ -29,10 +29,10 @@ from orcd.store.enqueue import Publisher
 from orcd.store.job_store import JobStore
 from orcd.store.redis_connection import connect
 from tasks.app import worker_id
-from tasks.celery_ext.in_flight_message import InFlightMessage, trace
+from tasks.celery_ext.in_flight_message import InFlightMessage
 from tasks.celery_ext.revocation import ERRORS, end_job, is_noted, revoke_tasks
 from tasks.celery_ext.shutdown import Shutdown
-from tasks.celery_ext.tasks import JobTask
+from tasks.celery_ext.tasks import JobTask, trace
 from tasks.dispatch.delivery import Answer
 from tasks.dispatch.dispatcher import Dispatcher
 from tasks.dispatch.prompt_encoder import PromptEncoder
@@ -211,7 +211,7 @@ class Pool(BasePool):  # type: ignore[misc]
     def _done(self, message: InFlightMessage, job_id: str, outcome: Answer) -> None:
         with self._lock:
             finished = message.has_outcome(job_id, outcome)
-            if finished and message.is_unknown:  # a message of its id that comes from now on may have the request
+            if finished and message.unknown:  # a message of its id that comes from now on may have the request
                 self._forget(message)
         if finished:
             self._finisher.submit_item(message)
@@ -245,9 +245,7 @@ class Pool(BasePool):  # type: ignore[misc]
         """Answer a message whose results are stored. May be begun again where it stopped."""
         with self._lock:
             self._forget(message)
-        while message.callbacks:
-            message.callbacks[0](message.answer)
-            del message.callbacks[0]
+        message.call_back(self.observer.log.retrying)
         if not message.is_lost:
             result_key = self.app.backend.get_key_for_task(message.task_id) if message.has_result else ""
             self._store.answered(message.records, message.jobs, result_key)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
+from billiard.einfo import ExceptionInfo
 from celery import Task
+from celery.concurrency.base import apply_target
 from celery.exceptions import Ignore
 
 from orcd import request as requests
@@ -13,10 +17,12 @@ from orcd.events import Error
 from orcd.result import Result, exception
 from orcd.store.enqueue import GENERATE
 from orcd.store.submission import check_job_id, read_fields
+from tasks.celery_ext.result_backend import NotStored
 from tasks.dispatch.delivery import Outcome, Repeated
 
 Outcomes = dict[str, Outcome] | OrcdError
 """Job id -> outcome of the jobs of one message, or what is wrong with the message."""
+OnFailure = Callable[[str, Exception], None]
 
 GENERATE_CHUNK = "orcd.generate_chunk"
 
@@ -159,3 +165,22 @@ class OldGenerateChunkTask(GenerateChunkTask):
 
 
 TASKS = (GenerateTask, GenerateChunkTask, OldGenerateTask, OldGenerateChunkTask)
+
+
+def trace(target: Callable[..., Any], args: tuple[Any, ...], accepted_at: float, on_failure: OnFailure) -> Any:
+    """What Celery's tracer answers: whether the task failed, its result, and the seconds since ``accepted_at``.
+
+    Raises `NotStored`.
+    """
+    answers: list[Any] = []
+    try:
+        apply_target(target, args, {}, answers.append)
+    except NotStored:
+        raise
+    except Exception as error:  # not of the task, but of what is done with its result: trying again would not mend it
+        on_failure("finish", error)
+        answers.append((1, ExceptionInfo(), 0.0))
+    if not isinstance(answers[0], tuple):
+        return answers[0]
+    failed, value, _ = answers[0]  # the tracer timed only how long an outcome took to pick up
+    return failed, value, time.monotonic() - accepted_at

@@ -48,6 +48,12 @@ def test_the_queue_is_that_of_the_model():
     assert Submission.of("job-1", Request(prompt="x", model="demo"), LIFETIME).message.queue == "orcd.demo"
 
 
+def test_a_priority_that_is_no_integer_is_refused_in_a_request_made_by_hand_too():
+    """Its message went to a list that nobody reads: orcd:5.0."""
+    with pytest.raises(InvalidRequest, match=r"^priority: expected `int`, got `float`$"):
+        Submission.prepare(Request(prompt="x", priority=5.0), None, LIFETIME)  # type: ignore[arg-type]
+
+
 def test_clients_read_what_is_packed_and_nobody_knows_it_of_others():
     assert Submission.prepare({"prompt": "x"}, None, LIFETIME).arguments[-1] == 2
     assert Submission.of("job-1", parse({"prompt": "x"}), LIFETIME).arguments[-1] == 0

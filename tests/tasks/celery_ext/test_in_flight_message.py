@@ -14,7 +14,7 @@ from orcd.events import Error
 from orcd.result import Result
 from tasks.celery_ext.in_flight_message import InFlightMessage
 from tasks.celery_ext.tasks import TASKS
-from tasks.dispatch.delivery import Repeated
+from tasks.dispatch.delivery import Repeated, Unknown
 
 CANARY = "Kanarienvogel"
 INLINE = {"prompt": CANARY}
@@ -152,11 +152,12 @@ def test_a_message_that_names_no_queue_of_ours_is_sent_again_to_that_of_any_mode
 
 
 def test_results_are_those_of_jobs_with_ids_of_their_own(app: Celery) -> None:
-    made = message(app, {"job_ids": ["a", "b", "unknown", "t"]}, name="orcd.generate_chunk")
+    made = message(app, {"job_ids": ["a", "b", "bad", "unknown", "t"]}, name="orcd.generate_chunk")
     results = {job_id: Result(job_id, "succeeded") for job_id in ("a", "b", "t")}
-    made.outcomes |= {"a": results["a"], "b": Repeated(results["b"]), "t": results["t"]}
-    made.outcomes["unknown"] = InvalidRequest("unknown")
-    assert dict(made.results()) == {"a": results["a"], "b": results["b"]}
+    outcomes = {"a": results["a"], "b": Repeated(results["b"]), "bad": InvalidRequest("too long"), "t": results["t"]}
+    for job_id, outcome in (outcomes | {"unknown": Unknown()}).items():
+        made.has_outcome(job_id, outcome)
+    assert dict(made.results()) == {"a": results["a"], "b": results["b"], "bad": outcomes["bad"]}
 
 
 def test_a_request_that_is_refused_for_anothers_id_says_nothing_of_that_job(app: Celery) -> None:

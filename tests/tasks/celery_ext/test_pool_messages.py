@@ -12,9 +12,10 @@ from celery.exceptions import Ignore, TaskRevokedError
 
 from orcd.client import Client
 from orcd.errors import InvalidRequest, QueueFull
+from orcd.events import Error
 from orcd.result import Result
 from orcd.store import schema
-from tasks.dispatch.delivery import Fenced, Unknown
+from tasks.dispatch.delivery import Fenced, Repeated, Unknown
 from tasks.finisher import NUM_THREADS
 from tests.conftest import wait_until
 from tests.tasks.celery_ext.pool_scene import Scene
@@ -222,6 +223,29 @@ def test_a_message_that_is_sent_again_with_more_urgency_is_followed_by_its_links
     scene.settle()
     assert len(scene.dispatcher.deliveries) == 1
     assert not scene.store.redis.exists(schema.messages_key("t"))
+
+
+def test_a_delivery_that_cannot_be_told_keeps_no_other_from_its_answer(scene: Scene) -> None:
+    message = scene.deliver(SHORT, root_id="r")
+    message.callbacks.insert(0, lambda _: 1 // 0)
+    scene.deliver(SHORT, embed={"chain": [{"task": "second"}]}, root_id="r")
+    wait_until(lambda: scene.dispatcher.deliveries)
+    scene.dispatcher.answer(InvalidRequest("an outcome"))
+    assert scene.answered()
+    wait_until(lambda: len(scene.dispatcher.deliveries) == 2)
+
+
+def test_what_follows_a_message_that_was_terminated_is_revoked_too(scene: Scene) -> None:
+    cancelled = Repeated(Result("t", "cancelled", error=Error("CANCELLED", "revoked", False)))
+    message = scene.deliver(SHORT, root_id="r", ignore_result=True)
+    scene.deliver(SHORT, embed={"chain": [{"task": "second"}]}, root_id="r", ignore_result=True)
+    wait_until(lambda: scene.dispatcher.deliveries)
+    message.terminate()
+    scene.dispatcher.answer(cancelled)
+    wait_until(lambda: len(scene.dispatcher.deliveries) == 2)
+    scene.dispatcher.answer(cancelled)
+    wait_until(lambda: len(scene.answers) == 2)
+    assert [info.exception.exc.args for _, info, _ in scene.answers] == [("terminated",), ("terminated",)]
 
 
 @pytest.mark.parametrize("key", ["celery-task-meta-t", schema.job_key("t")])
