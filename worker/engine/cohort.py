@@ -150,7 +150,8 @@ class Cohort:
         """
         due = self._to_read.pop(step.number, {})
         for sequence in due:
-            self._note_read(sequence, step.number, len(sequence.token_ids) + 1)
+            if sequence.finish_reason is None:  # else it would be noted for ever
+                self._note_read(sequence, step.number, len(sequence.token_ids) + 1)
         due.update(dict.fromkeys(ended))
         if isinstance(results, DrawnTokens):
             if step.members is self.chunks and not step.others and self._append_all(results):

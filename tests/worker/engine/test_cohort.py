@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections import deque
 
 import pytest
@@ -126,6 +127,20 @@ def test_those_that_ended_while_a_step_was_in_flight_get_nothing_of_it() -> None
     ended.finish_reason = "abort"
     assert cohort.append(launched, DrawnTokens([7, 8], [])) == (1, [])
     assert (len(ended.token_ids), other.token_ids[6:]) == (5, [8])
+
+
+def test_nothing_is_kept_of_those_that_have_ended() -> None:
+    other, ended = decoding(7, max_output=100), decoding(5, max_output=90)
+    ended.constraint = BracketConstraint(1000)
+    kept = weakref.ref(ended.constraint)
+    cohort = cohort_of(other, ended)
+    step(cohort)
+    ended.finish_reason = "stop"
+    cohort.leave(ended)
+    del ended
+    for _ in range(2 * BLOCK_TOKENS):
+        step(cohort)
+    assert kept() is None and other in cohort
 
 
 @pytest.mark.parametrize("wish", ["prompt_logprobs", "state", "prompt"])
