@@ -11,6 +11,7 @@ import msgspec
 
 from orcd.errors import ContextLengthExceeded, InvalidRequest, ModelLoadFailed
 from orcd.request import NamedTool, Request, structured_output
+from tasks.dispatch.engine.logprob_process import LogprobProcess
 from tasks.dispatch.engine.token_spellings import TokenSpellings
 from worker import contract
 from worker.model.gguf import open_gguf
@@ -91,7 +92,8 @@ class PromptEncoder:
         ``files`` are those that ``tokenizer`` is from; without them no long texts can be encoded.
         """
         self._tokenizer = tokenizer
-        self._spellings = TokenSpellings(tokenizer.pieces)
+        self._logprobs = LogprobProcess(files) if files else None
+        self._spellings = TokenSpellings(tokenizer.pieces, self._logprobs)
         self.template_problem = template.message if isinstance(template, InvalidRequest) else None
         """Why requests with messages are refused; None where they are not."""
         usable = None if isinstance(template, InvalidRequest) else template
@@ -156,6 +158,8 @@ class PromptEncoder:
         """End the processes."""
         for process in (self._short, *self._slow.values()):
             process.close()
+        if self._logprobs is not None:
+            self._logprobs.close()
 
     def _short_ids(self, request: Request, max_tokens: int) -> list[int]:
         if request.prompt_token_ids is not None:

@@ -6,6 +6,8 @@ from base64 import b64encode
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+from tasks.dispatch.engine.logprob_process import LogprobProcess
+
 T = TypeVar("T")
 
 
@@ -42,9 +44,10 @@ class TokenSpellings:
     An id without a token (-1, or one of a padded model) has no bytes.
     """
 
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        """``pieces`` are the bytes of each token by its id."""
+    def __init__(self, pieces: Sequence[bytes], process: LogprobProcess | None = None) -> None:
+        """``pieces`` are the bytes of each token by its id, which ``process`` knows too."""
         self._pieces = pieces
+        self.process = process
         self.texts = self._table(self._text)
         self.pieces = self._table(lambda token_id: b',"%d":"%b"' % (token_id, b64encode(*self.bytes_of([token_id]))))
         """The bytes of the token, behind those of another one."""

@@ -1,0 +1,128 @@
+"""Log probabilities of results are made into JSON by another process, as here all threads would wait for that."""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from worker.text.process.text_process import VocabularyFiles
+
+FEWEST_NUMBERS = 200
+"""What has fewer numbers is made into JSON here as fast as the process could be asked."""
+ANSWER_S = 5
+"""An answer that takes longer does not come any more."""
+RESTART_S = 10.0
+"""After the process has ended, another one is started no sooner."""
+CALL = struct.Struct("<III")
+"""How many tokens, alternatives of each and bytes of records follow: ids of 4 bytes, then the records."""
+ANSWER = struct.Struct("<I")
+"""How many bytes of JSON follow. The first answer, of none, comes when the vocabulary is loaded."""
+
+
+class LogprobProcess:
+    """``python -m tasks.dispatch.engine.logprob_service``, which knows the vocabulary of one model.
+
+    It is started by the first call. While it loads the vocabulary, and once it has ended, calls are not answered.
+    Safe to use from several threads; `close` it.
+    """
+
+    def __init__(self, files: VocabularyFiles) -> None:
+        self._files = files
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._connection: socket.socket | None = None
+        self._is_ready = self._is_closed = False
+        self._start_at = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, None while there is none."""
+        return self._child.pid if self._child else None
+
+    def json(self, ids: Sequence[int], num_top: int, records: bytes) -> bytes | None:
+        """What `ReportedLogprobs.json` makes of these; None if it cannot be had from the process now."""
+        if len(ids) * (1 + num_top) < FEWEST_NUMBERS:
+            return None
+        with self._lock:
+            try:
+                return self._ask(ids, num_top, records) if self._start() else None
+            except (OSError, EOFError):
+                self._end()
+                return None
+
+    def close(self) -> None:
+        """End the process, if there is one, for good."""
+        with self._lock:
+            self._is_closed = True
+            self._end()
+
+    def _start(self) -> bool:
+        """Whether it can be asked. Raises OSError or EOFError."""
+        if self._connection is None:
+            if self._is_closed or time.monotonic() < self._start_at:
+                return False
+            self._start_at = time.monotonic() + RESTART_S
+            self._spawn()
+        assert self._connection is not None
+        if not self._is_ready:
+            try:
+                first = self._connection.recv(ANSWER.size, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            if not first:
+                raise EOFError
+            self._is_ready = True
+        return True
+
+    def _spawn(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._connection = ours
+        inherited = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
+        limit = struct.pack("ll", ANSWER_S, 0)  # a timeval: seconds, microseconds
+        with theirs:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            command = [sys.executable, "-P", "-m", "tasks.dispatch.engine.logprob_service", str(theirs.fileno())]
+            self._child = subprocess.Popen(
+                [*command, self._files.model, self._files.tokenizer],
+                env=inherited,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+
+    def _ask(self, ids: Sequence[int], num_top: int, records: bytes) -> bytes:
+        assert self._connection is not None
+        packed = array.array("i", ids).tobytes()
+        self._connection.sendall(CALL.pack(len(ids), num_top, len(records)) + packed + records)
+        (size,) = ANSWER.unpack(receive(self._connection, ANSWER.size))
+        return bytes(receive(self._connection, size))
+
+    def _end(self) -> None:
+        self._is_ready = False
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            self._child = None
+
+
+def receive(connection: socket.socket, num_bytes: int) -> bytearray:
+    """Exactly so many bytes. Raises EOFError where the other side has gone, OSError where nothing comes."""
+    received = bytearray(num_bytes)
+    rest = memoryview(received)
+    while rest:
+        num_read = connection.recv_into(rest)
+        if not num_read:
+            raise EOFError
+        rest = rest[num_read:]
+    return received
