@@ -8,6 +8,7 @@ from array import array
 import numpy as np
 from numpy.typing import NDArray
 
+from worker.text.grammar.spelling import Spelling
 from worker.text.tokenizer import Tokenizer
 
 MOST_PASSED = 4
@@ -46,6 +47,7 @@ class Alphabet:
         self.ids: NDArray[np.int32] = np.array([*control, *ids], np.int32)
         self._bytes, self._bits = self.ids >> 3, (self.ids & 7).astype(np.uint8)
         self._by_byte = by_byte
+        self.spelling = Spelling(tokenizer)
         self.texts = [_NEVER if is_one else token for token, is_one in zip(texts, is_control, strict=True)]
         """The text of each token; that of a control token is no text's."""
         self.most_bytes = max(map(len, self.texts))
@@ -57,6 +59,10 @@ class Alphabet:
         self.shapes = array("L", (shapes.setdefault(token, len(shapes)) for token in spaced))
         """Of each token a number that others have whose texts are the same but for which white space they have."""
         spaces = [len(token) - len(token.lstrip(SPACE)) for token in self.texts]
+        self.only_spaces = array(
+            "L", (len(token) if each == len(token) else 0 for token, each in zip(self.texts, spaces, strict=True))
+        )
+        """Of each token the characters of white space, if it has nothing else."""
         self._num_spaces = np.minimum(spaces, 255).astype(np.uint8)  # with which each begins
         self._beginning_with: dict[int, NDArray[np.uint8]] = {}
         numbers: dict[bytes, int] = {b"": 0}

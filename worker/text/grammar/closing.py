@@ -15,8 +15,8 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from worker.text.grammar.alphabet import MOST_PASSED, Alphabet
-from worker.text.grammar.known_closing import KnownClosing, KnownClosings
+from worker.text.grammar.alphabet import Alphabet
+from worker.text.grammar.known_closing import KnownClosing, KnownClosings, starts_of
 
 LIMITS = (24, 96, 384, 1536)
 """A search looks for a closing of at most so many tokens, then for a longer one."""
@@ -62,7 +62,7 @@ class Closing:
         half a character, an escape, a name. The matcher is as it was afterwards.
         """
         alphabet = self._alphabet
-        passed = range(min(MOST_PASSED, len(earlier) - 1), -1, -1)
+        passed = starts_of(earlier)
         in_string = earlier[:1] == (alphabet.quote_id,)  # where all of it is tried first
         steps: list[list[int]] = []
         found = self._ended(matcher, earlier, (0, *passed) if in_string else passed, steps)

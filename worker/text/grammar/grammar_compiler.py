@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from functools import lru_cache
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
@@ -20,6 +19,7 @@ from worker.text.grammar.matcher_batch import MatcherBatch
 from worker.text.grammar.places.document_places import PROBES, DocumentPlaces
 from worker.text.grammar.places.early_masks import compute_early
 from worker.text.grammar.places.place_memory import PlaceMemory
+from worker.text.grammar.spelling import Spelling
 from worker.text.grammar.token_matcher import TokenMatcher
 from worker.text.tokenizer import Tokenizer
 
@@ -34,13 +34,9 @@ EARLY_MASKS_S = 0.1
 """The same for masks that are computed before anybody asks."""
 SPARE_TOKENS = 16
 """By so many a closing that is found may be longer than the shortest one."""
-MAX_KNOWN_TEXTS, MAX_KNOWN_BYTES = 2048, 1024
-"""Texts whose ids are kept, of so many bytes at most: names and literals of schemas."""
 _TEXT = r'[^"\\\x00-\x1F\x7F]'
 SLICES = [rf"{_TEXT}{{1,{length}}}" for length in (2, 4, 7, 10, 16, 30)] + [rf"{_TEXT}+"]
 """Tokens that are texts of so many characters: where a string may have as many more, none of them is looked at."""
-_MARK = "\x02"
-"""A character that vocabularies join with no others: what is in front of it is put there by the tokenizer."""
 
 
 class GrammarCompiler:
@@ -55,9 +51,9 @@ class GrammarCompiler:
         Raises `InvalidRequest` if the tokenizer has no end token.
         """
         vocab_size = vocab_size or tokenizer.vocab_size
-        tokens = _Tokens(tokenizer, vocab_size)
-        self._tokens = LLTokenizer(TokenizerWrapper(tokens), eos_token=sorted(tokenizer.end_ids), slices=SLICES)
         self._alphabet = Alphabet(tokenizer)
+        tokens = _Tokens(tokenizer, vocab_size, self._alphabet.spelling)
+        self._tokens = LLTokenizer(TokenizerWrapper(tokens), eos_token=sorted(tokenizer.end_ids), slices=SLICES)
         self._batch = MatcherBatch(vocab_size, num_threads)
         self._place_memory = PlaceMemory()
 
@@ -122,10 +118,8 @@ def _growth(parts: Schemas | None) -> Growth:
 class _Tokens:
     """What llguidance asks of a tokenizer; the names are its own."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        self._tokenizer = tokenizer
-        self._mark_id = tokenizer.encode(_MARK, add_special=False)[-1]
-        self._ids_of_short = lru_cache(MAX_KNOWN_TEXTS)(self._ids_of)
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, spelling: Spelling) -> None:
+        self._spelling = spelling
         if not tokenizer.end_ids:
             raise InvalidRequest("the grammar of the answer cannot be used: the model has no token that ends an answer")
         self.eos_token_id = min(tokenizer.end_ids)
@@ -138,18 +132,8 @@ class _Tokens:
         ]
 
     def __call__(self, text: bytes) -> Sequence[int]:
-        """The ids of a text inside of an answer, in front of which no space is put.
-
-        It is asked for each text that must follow, of one answer after the other.
-        """
-        return self._ids_of_short(text) if len(text) <= MAX_KNOWN_BYTES else self._ids_of(text)
-
-    def _ids_of(self, text: bytes) -> Sequence[int]:
-        decoded = text.decode("utf-8", "replace")
-        ids = self._tokenizer.encode(_MARK + decoded, add_special=False)
-        if self._mark_id in ids:
-            return ids[ids.index(self._mark_id) + 1 :]
-        return self._tokenizer.encode(decoded, add_special=False)  # a vocabulary that joins it all the same
+        """The ids of a text inside of an answer."""
+        return self._spelling(text)
 
 
 def _problem(error: str) -> str:

@@ -86,8 +86,7 @@ class TokenMatcher:
         A compiler asks before the first token: parts of that document then close others that have begun alike.
         """
         rule = self._rule
-        found = rule.closing.search(self.state) if rule else None
-        if rule is None or found is None:
+        if rule is None or (found := rule.closing.search(self.state)) is None:
             return None
         self._plan, self.shortest, self._bound = rule.closings.of(found), tuple(found), len(found)
         return len(found)
@@ -120,7 +119,7 @@ class TokenMatcher:
         forced = self._forced
         if forced is None:
             place = self.place
-            forced = None if place is None else place.forced.get(ANY_TOKEN if place.is_open else self._last_id)
+            forced = None if place is None else place.forced_behind(self._last_id)
             if forced is None:
                 forced = self.state.compute_ff_tokens()
                 if place is not None:
@@ -149,7 +148,7 @@ class TokenMatcher:
         return self.settle(token_id, num_left, is_right=self.state.consume_token(token_id))
 
     def goes_on(self, token_id: int, num_left: int, *, and_is_ready: bool = False) -> bool:
-        """Take a token if its place is known and leaves room for a closing; False, and nothing has changed, if not.
+        """Take a token if its place is known and leaves room for a closing; False, and none was taken, if not.
 
         ``and_is_ready``: only if it is also known what may come next.
         """
@@ -164,15 +163,19 @@ class TokenMatcher:
         if after is None or (and_is_ready and not (after.is_ready(token_id) or (is_forced and forced and forced[1:]))):
             return False
         bound, most = self._bound, num_left - self._margin
-        if place.goes_on_with(token_id) and (plan is None or plan.first_id == places.quote_id):
-            if (bound >= most) if plan is None else (plan.length >= num_left):
+        if plan is None and bound > most:  # as in `prepare`
+            plan = place.known_closing(self._last_id, earlier)
+            if plan is None or plan.length > num_left:
+                return False
+            self._plan, self._bound = plan, plan.length
+        is_in_text = place.goes_on_with(token_id)
+        if is_in_text and (bound < most if plan is None else plan.first_id == places.quote_id):
+            if plan is not None and plan.length >= num_left:
                 return False
             self._forced = None
-        elif plan is None and bound > most:
-            return False
         else:
             bound += -1 if is_forced else rule.growth[rule.alphabet.kinds[token_id]]
-            if plan is None and bound < most:
+            if plan is None and bound < most and not is_in_text:
                 self._bound, self._forced = bound, forced[1:] or None if is_forced and forced else None
                 self._earlier = earlier.likely_remainder(token_id)
             elif not self._closes_behind(after, token_id, num_left):
@@ -196,8 +199,7 @@ class TokenMatcher:
 
     def prepare(self, num_left: int) -> None:
         """What is to be known before a token is taken: how to close the document, should too few be left behind it."""
-        if self._plan is None and self._bound + self._margin > num_left:
-            self._closing(num_left)
+        self._closing(num_left)
 
     def settle(self, token_id: int, num_left: int, *, is_right: bool) -> int:
         """Behind a token that ``state`` has taken; ``is_right``: it was allowed. Returns what `take` does."""
@@ -212,8 +214,7 @@ class TokenMatcher:
         assert rule is not None, "no room for a document of which nobody wants to know the end"
         self._state.rollback(1)
         self._plan, self._earlier, self._bound, self._forced, self.place = before
-        plan = self._found(num_left) if self._plan is None else self._plan
-        if plan is not None:
+        if (plan := self._plan or self._found(num_left)) is not None:
             token_id = rule.alphabet.end_id if plan.first_id is None else plan.first_id
         if not self._state.consume_token(token_id):
             raise self._refusal()
@@ -253,10 +254,9 @@ class TokenMatcher:
 
     def _closing(self, num_left: int, *, lightly: bool = False) -> KnownClosing | None:
         """A closing from here. None where there is room for any, or none was found."""
-        if self._plan is None and self._bound + self._margin > num_left:
-            self._plan = self._found(num_left, lightly=lightly)
-            if self._plan is not None:
-                self._bound = self._plan.length
+        is_near = self._plan is None and self._bound + self._margin > num_left
+        if is_near and (found := self._found(num_left, lightly=lightly)) is not None:
+            self._plan, self._bound = found, found.length
         return self._plan
 
     def _found(self, num_left: int, *, lightly: bool = False) -> KnownClosing | None:

@@ -16,6 +16,7 @@ from tests.worker.text.vocabularies import bpe_metadata
 from worker.text import tokenizer
 from worker.text.grammar.grammar_compiler import GrammarCompiler, _Tokens
 from worker.text.grammar.grammar_text import grammar_text
+from worker.text.grammar.spelling import Spelling
 from worker.text.tokenizer import Tokenizer
 
 ENDLESS = {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1}
@@ -135,9 +136,8 @@ def test_a_text_that_must_follow_is_encoded_once_for_all_answers(monkeypatch: py
 
 def test_what_is_known_of_tokens_that_are_texts_changes_no_mask() -> None:
     subject = tokenizer_of(BYTE_LEVEL)
-    plain = LLTokenizer(
-        TokenizerWrapper(_Tokens(subject, subject.vocab_size)), eos_token=sorted(subject.end_ids), slices=[]
-    )
+    tokens = _Tokens(subject, subject.vocab_size, Spelling(subject))
+    plain = LLTokenizer(TokenizerWrapper(tokens), eos_token=sorted(subject.end_ids), slices=[])
     num_compared = 0
     for number, schema in enumerate(make_schemas(29, 8)):
         grammar, chance = grammar_text("json_schema", schema), random.Random(number)

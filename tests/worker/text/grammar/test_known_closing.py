@@ -7,7 +7,7 @@ import pytest
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, tokenizer_of
 from worker.text.grammar import known_closing
 from worker.text.grammar.alphabet import Alphabet
-from worker.text.grammar.known_closing import KnownClosings
+from worker.text.grammar.known_closing import KnownClosing, KnownClosings
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +44,33 @@ def test_what_is_left_is_told_the_same_each_time(
                 if alphabet.kinds[token_id]:
                     told = alphabet.likely_remainder(told, token_id)
             assert closing.likely_remainder(token_id).token_ids == told
+
+
+def test_of_a_closing_the_end_is_told_that_is_tried_first_and_closes_the_document(alphabet: Alphabet) -> None:
+    closings = KnownClosings(alphabet)
+    closing, found = closings.of(ids_of(alphabet, '0,"a":0}')), closings.of(ids_of(alphabet, ',"a":0}'))
+    closes: dict[KnownClosing, bool] = {}
+    assert closing.known_end(closes) is None
+    closing.note_end(found, closes)
+    assert closing.known_end(closes) is found
+    assert [closes.get(closings.of(end)) for end in (ids_of(alphabet, '":0}'), closing.token_ids)] == [False, None]
+    assert closings.of(ids_of(alphabet, '":0,"a":0}')).known_end(closes) is None, "nobody has tried all before it"
+    assert closings.of(()).known_end(closes) is None
+    in_string = closings.of(ids_of(alphabet, '"}]'))
+    in_string.note_end(in_string, closes)
+    assert in_string.known_end(closes) is in_string, "what ends a string is tried first"
+
+
+def test_an_end_is_known_by_its_tokens(alphabet: Alphabet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known_closing, "MAX_CLOSINGS", 1)
+    closings = KnownClosings(alphabet)
+    closing, closes = closings.of(ids_of(alphabet, "0}")), dict[KnownClosing, bool]()
+    assert closing.known_end(closes) is None
+    closing.note_end(closings.of(ids_of(alphabet, "0}")), closes)
+    assert [each.token_ids for each, said in closes.items() if said] == [closing.token_ids]
+
+
+def test_where_tokens_end_a_string_at_the_latest(alphabet: Alphabet) -> None:
+    closings = KnownClosings(alphabet)
+    most = [closings.of(ids_of(alphabet, text)).most_text for text in ('0,"a":"', '"}]', '0,"ab":0,"c":', "012345678")]
+    assert most == [5, 3, 6, 9]

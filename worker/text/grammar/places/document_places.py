@@ -17,6 +17,7 @@ from worker.engine.token_constraint import TokenMask
 from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.grammar_text import MOST_SPACE
 from worker.text.grammar.known_closing import KnownClosing
+from worker.text.grammar.places.characters import count_characters
 from worker.text.grammar.places.lexemes import read_lexemes
 from worker.text.grammar.places.place import ANY_TOKEN, Place
 from worker.text.grammar.places.place_memory import PlaceMemory
@@ -59,7 +60,7 @@ class DocumentPlaces:
         self.beginning = Place(b"", b"", 0, b"", False, -1, alphabet, {})
         self.quote_id = alphabet.quote_id
         """The token that ends a string."""
-        self._num_chars, self._shapes = alphabet.num_chars, alphabet.shapes
+        self._num_chars, self._shapes, self._only_spaces = alphabet.num_chars, alphabet.shapes, alphabet.only_spaces
 
     def begin_use(self) -> None:
         """From now on the thread that counts for all grammars asks."""
@@ -76,10 +77,13 @@ class DocumentPlaces:
         """Know nothing of any place."""
         of_strings = [place for lengths in self._lengths.values() for place in lengths.values()]
         for place in (self.beginning, *self._kept.values(), *of_strings):
-            place.next, place.forced, place.closings, place.mask, place.is_free = {}, {}, {}, None, False
+            place.next, place.forced, place.spelled, place.closings, place.ends = {}, {}, {}, {}, {}
+            place.mask, place.is_free = None, False
         self._kept, self._masks, self._missed = {}, {}, {}
         for lengths in self._lengths.values():
             lengths.clear()
+        for space in self._spaces.values():
+            space.forget()
         self._lengths, self._strings, self._families, self._closings, self._spaces = {}, {}, {}, {}, {}
 
     def after(self, place: Place, token_id: int) -> Place | None:
@@ -87,7 +91,7 @@ class DocumentPlaces:
         found = self._led_to(place, token_id)
         if found is None and place.is_kept:
             behind = self._behind(place, token_id)
-            found = self._same(place, token_id, behind, self._length(behind))
+            found = self._same(place, token_id, behind, *self._length(behind))
             if found is None and self._is_within_space(behind):
                 found = self._in_space(behind)
                 self._lead(place, token_id, found)
@@ -101,12 +105,12 @@ class DocumentPlaces:
         if found is not None:
             return found
         behind = self._missed.pop((place, token_id), None) or self._behind(place, token_id)
-        length = self._length(behind)
-        found = self._same(place, token_id, behind, length) if place.is_kept else None
+        length, half = self._length(behind)
+        found = self._same(place, token_id, behind, length, half) if place.is_kept else None
         if found is not None:
             return found
         behind.is_complete = state.is_stopped()
-        if length >= 0 and not self._may_have_any_text(behind.outline, length, state):
+        if half or (length >= 0 and not self._may_have_any_text(behind.outline, length, state)):
             length = -1
         found = self._in_string(behind, length) if length >= 0 else self._known(behind, state)
         if place.is_kept and found.is_kept:
@@ -118,14 +122,24 @@ class DocumentPlaces:
         if place.length >= 0 and (num_chars := self._num_chars[token_id]):
             length = place.length + num_chars
             return place.lengths.get(length) or self._in_string(place, length)
-        return place.next.get(self._shapes[token_id])
+        if place.space is not None and (num_chars := self._only_spaces[token_id]):
+            return place.space.places.get(len(place.text) + num_chars)
+        found = place.next.get(self._shapes[token_id])
+        if found is None and place.string is not None:
+            counted = count_characters(place.text[1:] + self._alphabet.texts[token_id])
+            if counted is not None:
+                return self._in_text(place, place.num_dropped + counted[0], counted[1])
+        return found
 
-    def _same(self, place: Place, token_id: int, behind: Place, length: int) -> Place | None:
-        """The known place that ``behind`` is, which is behind ``place`` and a token; ``length``: see `_length`."""
-        if length < 0:
+    def _same(self, place: Place, token_id: int, behind: Place, length: int, half: bytes) -> Place | None:
+        """The known place that ``behind`` is, behind ``place`` and a token; ``length``, ``half``: see `_length`."""
+        lengths = self._lengths.get(behind.outline) if length >= 0 else None
+        if lengths is None:
             found = None if behind.num_dropped else self._kept.get((behind.outline, behind.text))
+        elif half:
+            return self._in_text(behind, length, half)
         else:
-            found = self._lengths[behind.outline].get(length) if behind.outline in self._lengths else None
+            found = lengths.get(length)
         if found is not None:
             self._lead(place, token_id, found)
         return found
@@ -134,18 +148,25 @@ class DocumentPlaces:
         """Tell others what closes the document in ``place``, see `Place.known_closing`."""
         if place.is_kept:
             place.closings[ANY_TOKEN if place.is_open else last_id, earlier] = closing
-            self._count(TOKEN_BYTES + 8 * closing.length)
+            if place.outer:  # else the document may be whole already
+                earlier.note_end(closing, place.ends_of(earlier))
+            self._count(2 * TOKEN_BYTES + 8 * closing.length)
 
     def _lead(self, place: Place, token_id: int, behind: Place) -> None:
-        place.next[self._alphabet.shapes[token_id]] = behind
+        if place.space is not None and self._only_spaces[token_id]:
+            place.space.places[len(behind.text)] = behind
+        else:
+            place.next[self._shapes[token_id]] = behind
         self._count(TOKEN_BYTES)
 
     def keep_mask(self, place: Place, words: bytes) -> TokenMask:
         """Tell others what the mask of the next token is in ``place``."""
-        if not place.is_kept:
+        if not place.is_kept and place.string is None:
             return TokenMask(words)
         known = place.mask = self._shared(words)
-        if place.string is not None:
+        if place.string is not None and not place.is_kept:
+            place.string.learn_half(place.num_dropped, place.text[1:], known)
+        elif place.string is not None:
             may_end = words[self.quote_id >> 3] >> (self.quote_id & 7) & 1
             place.string.learn(place.length, known, may_end=bool(may_end))
         if place.space is not None:
@@ -170,7 +191,8 @@ class DocumentPlaces:
         place.is_kept = len(place.outline) <= MAX_OUTLINE
         place.closings = self._closings.setdefault(place.outline, {})  # the same, however much white space
         place.keep_forced(ANY_TOKEN, ())
-        place.space = self._space_behind(place.outline)
+        space = place.space = self._space_behind(place.outline)
+        place.ends, place.next = space.ends, space.next
         if place.is_kept:
             self._kept[place.outline, place.text] = place
             self._count(PLACE_BYTES + len(place.outline))
@@ -194,17 +216,16 @@ class DocumentPlaces:
         known = outline + lexed.outline, lexed.text, num_dropped, lexed.outer, lexed.is_name_next
         return Place(*known, -1, before.alphabet, {}, starts=starts)
 
-    def _length(self, place: Place) -> int:
-        """Characters of the string that ``place`` is in, so far, if they can be counted and it is no name; else -1."""
+    def _length(self, place: Place) -> tuple[int, bytes]:
+        """Characters of the string that ``place`` is in, so far, and the beginning of one more.
+
+        -1 where they cannot be counted, or it is a name.
+        """
         if place.is_name_next or not place.text.startswith(b'"'):
-            return -1
+            return -1, b""
         text = _ESCAPE.sub(b"x", place.text[1:]) if b"\\" in place.text else place.text[1:]
-        if b"\\" in text:
-            return -1
-        try:
-            return place.num_dropped + len(text.decode())
-        except ValueError:  # it ends in half a character
-            return -1
+        counted = count_characters(text)
+        return (-1, b"") if counted is None else (place.num_dropped + counted[0], counted[1])
 
     def _may_have_any_text(self, outline: bytes, length: int, state: LLMatcher) -> bool:
         """Whether the string behind ``outline`` may; it has ``length`` characters in ``state``."""
@@ -234,6 +255,21 @@ class DocumentPlaces:
                 self._count(PLACE_BYTES + len(outline))
         return found
 
+    def _in_text(self, place: Place, length: int, half: bytes) -> Place:
+        """Behind so many characters of the string that ``place`` is in, and the beginning of one more, if any.
+
+        Of the latter there are many, so none is kept: what may follow is told by the string.
+        """
+        if not half:
+            return self._in_string(place, length)
+        string = self._string_of(place)
+        outline, outer, starts = place.outline, place.outer, place.starts
+        text = b'"' + half
+        found = Place(outline, text, length, outer, False, -1, self._alphabet, {}, string, starts=starts, is_kept=False)
+        if string.room(length):
+            found.keep_forced(ANY_TOKEN, ())
+        return found
+
     def _string_of(self, place: Place) -> StringMasks:
         """What is known of the string that ``place`` is in, or behind whose outline it is."""
         found = self._strings.get(place.outline)
@@ -246,17 +282,18 @@ class DocumentPlaces:
         """The place that is kept and is the same as ``place``, or ``place``, where ``state`` is."""
         outline, text = place.outline, place.text
         most = MAX_DIGITS if text and text[0] in _NUMBERS else MAX_TEXT
-        is_cut = (
-            len(outline) > MAX_OUTLINE or len(text) > most or place.num_dropped
-        )  # of a string only its end is known
+        # Of a string that is cut only its end is known.
+        is_cut = len(outline) > MAX_OUTLINE or len(text) > most or place.num_dropped
         if is_cut or (text.startswith(b'"') and not place.is_name_next and outline in self._lengths):
             place.is_kept = False
         found = self._kept.get((outline, text)) if place.is_kept else place
         if found is None and self._is_within_space(place):
             return self._in_space(place)
-        place.is_open = not state.compute_ff_bytes()
-        if found is None and not text and place.outer:
-            place.space = self._space_behind(outline)
+        if found is None and (must := state.compute_ff_bytes()):
+            place.is_open, place.must = False, must
+        if found is None and place.outer and (not text or text.isspace()):
+            space = self._space_behind(outline)
+            place.space, place.ends, place.next = None if text else space, space.ends, space.next
         if found is None:
             found = self._kept[outline, text] = place
             self._count(PLACE_BYTES + len(outline) + len(text))

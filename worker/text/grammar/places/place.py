@@ -33,7 +33,7 @@ class Place:
     lengths: dict[int, Place]
     """Places in that string by their length."""
     string: StringMasks | None = None
-    """Masks in that string."""
+    """Masks in that string, or in the one in which half a character is ``text``."""
     space: SpaceMasks | None = None
     """Masks behind white space, of which ``text`` is, if it is anything."""
     starts: tuple[int, ...] = ()
@@ -47,6 +47,10 @@ class Place:
     forced: dict[int, Sequence[int]] = field(default_factory=dict)
     """The tokens that must come next, as far as they are known: by the last token where that may change how these are
     spelled."""
+    must: bytes = b""
+    """What must come next."""
+    spelled: dict[tuple[int, ...], Sequence[int]] = field(default_factory=dict)
+    """As ``forced``, by how that is written behind the last token."""
     is_free: bool = False
     """Whether it is known that no token must come next."""
     mask: TokenMask | None = None
@@ -54,6 +58,8 @@ class Place:
     closings: dict[tuple[int, KnownClosing], KnownClosing] = field(default_factory=dict)
     """Tokens that close the document, by the last token as for ``forced``, and by the closing of which they were made.
     """
+    ends: dict[KnownClosing, bool] = field(default_factory=dict)
+    """Whether these close the document, of some."""
     next: dict[int, Place] = field(default_factory=dict)
     """Places behind tokens, by their `Alphabet.shapes`."""
 
@@ -64,21 +70,43 @@ class Place:
     def known_mask(self) -> TokenMask | None:
         """The mask of the next token, if it is known."""
         if self.mask is None and self.string is not None:
-            self.mask = self.string.known(self.length)
+            is_within = self.length < 0  # a character
+            self.mask = self.string.known(self.num_dropped if is_within else self.length, self.text[1:])
         elif self.mask is None and self.space is not None:
             self.mask = self.space.known(len(self.text))
         return self.mask
 
-    def is_ready(self, last_id: int) -> bool:
-        """Whether it is known what may follow here, behind the token ``last_id``."""
-        forced = self.forced.get(ANY_TOKEN if self.is_open else last_id)
-        return self.is_complete or bool(forced) or (forced is not None and self.known_mask() is not None)
-
     def known_closing(self, last_id: int, earlier: KnownClosing) -> KnownClosing | None:
         """What closes the document behind the token ``last_id``, made of an ``earlier`` closing, if that is known."""
-        return self.closings.get((ANY_TOKEN if self.is_open else last_id, earlier))
+        known = self.closings.get((ANY_TOKEN if self.is_open else last_id, earlier))
+        return earlier.known_end(self.ends_of(earlier)) if known is None and self.outer else known
+
+    def is_ready(self, last_id: int) -> bool:
+        """Whether it is known what may follow here, behind the token ``last_id``."""
+        forced = self.forced_behind(last_id)
+        return self.is_complete or bool(forced) or (forced is not None and self.known_mask() is not None)
+
+    def ends_of(self, earlier: KnownClosing) -> dict[KnownClosing, bool]:
+        """What is known of the ends of ``earlier``, and what shall know more: of a string if it has room for them."""
+        string = self.string
+        is_roomy = string is not None and self.length >= 0 and string.has_room(self.length, earlier.most_text)
+        return string.ends if string is not None and is_roomy else self.ends
+
+    def forced_behind(self, last_id: int) -> Sequence[int] | None:
+        """The tokens that must come next behind the token ``last_id``, as far as they are known."""
+        known = self.forced.get(ANY_TOKEN if self.is_open else last_id)
+        if known is None and self.spelled and last_id != ANY_TOKEN:
+            known = self.spelled.get(self._spelled_behind(last_id))
+            if known is not None:
+                self.forced[last_id] = known
+        return known
 
     def keep_forced(self, last_id: int, token_ids: Sequence[int]) -> None:
         """Tell others."""
         self.forced[ANY_TOKEN if self.is_open else last_id] = token_ids
         self.is_free = self.is_open and not token_ids
+        if not self.is_open and last_id != ANY_TOKEN:
+            self.spelled[self._spelled_behind(last_id)] = token_ids
+
+    def _spelled_behind(self, last_id: int) -> tuple[int, ...]:
+        return self.alphabet.spelling.behind(last_id, self.alphabet.texts[last_id], self.must)

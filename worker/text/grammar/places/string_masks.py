@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from worker.engine.token_constraint import TokenMask
+from worker.text.grammar.known_closing import KnownClosing
 
 
 @dataclass(slots=True, eq=False)
@@ -18,6 +19,8 @@ class AlikeStrings:
 
     masks: dict[int, TokenMask] = field(default_factory=dict)
     """By how many characters may still come, `StringMasks.far` if they are more."""
+    halves: dict[tuple[int, bytes], TokenMask] = field(default_factory=dict)
+    """Behind the beginning of one of these, too."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +39,8 @@ class StringMasks:
     """While so many characters may come, or fewer, the masks are those of ``alike``."""
     least: int | None = None
     """With so many characters it may end; None: that was not seen yet."""
+    ends: dict[KnownClosing, bool] = field(default_factory=dict)
+    """Where it has room for these and may end, whether they close the document."""
 
     def anew(self, families: dict[tuple[int, TokenMask], AlikeStrings]) -> StringMasks:
         """The same string, of whose masks nothing is known."""
@@ -46,12 +51,23 @@ class StringMasks:
         room = self.num_most - length
         return min(room, self.far) if self.is_bounded or room >= self.far else None
 
-    def known(self, length: int) -> TokenMask | None:
-        """The mask behind so many characters, if it is known."""
+    def has_room(self, length: int, num_chars: int) -> bool:
+        """Whether it is known that behind ``length`` characters so many may come, and the end at any time."""
+        room = self.room(length)
+        return self.least is not None and length >= self.least and room is not None and room >= num_chars
+
+    def known(self, length: int, half: bytes = b"") -> TokenMask | None:
+        """The mask behind so many characters, and behind the beginning of one more, if it is known."""
         room = self.room(length)
         if room is None or room > self.num_alike or self.least is None or length < self.least:
             return None
-        return self.alike.masks.get(room)
+        return self.alike.halves.get((room, half)) if half else self.alike.masks.get(room)
+
+    def learn_half(self, length: int, half: bytes, mask: TokenMask) -> None:
+        """The ``mask`` behind so many characters and the beginning of one more was computed."""
+        room = self.room(length)
+        if room is not None and room <= self.num_alike and self.least is not None and length >= self.least:
+            self.alike.halves.setdefault((room, half), mask)
 
     def learn(self, length: int, mask: TokenMask, *, may_end: bool) -> None:
         """The ``mask`` behind so many characters was computed; ``may_end``: it allows the end of the string."""

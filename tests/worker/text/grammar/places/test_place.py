@@ -9,11 +9,21 @@ from worker.engine.token_constraint import TokenMask
 from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.places.place import Place
 
-LAST_ID = 5
+LAST_ID = 6
 
 
 def place(*, is_open: bool = True) -> Place:
-    return Place(b"{", b'"', 0, b"{", True, -1, Alphabet(tokenizer_of(BYTE_LEVEL)), {}, is_open=is_open)
+    alphabet = Alphabet(tokenizer_of(BYTE_LEVEL))
+    alphabet.spelling = SpelledInPairs()
+    return Place(b"{", b'"', 0, b"{", True, -1, alphabet, {}, is_open=is_open, must=b"" if is_open else b'a"')
+
+
+class SpelledInPairs:
+    """What follows each two tokens is written in the same way."""
+
+    def behind(self, last_id: int, _last_text: bytes, text: bytes) -> tuple[int, ...]:
+        assert text == b'a"'
+        return (last_id // 2,)
 
 
 @pytest.mark.parametrize("is_open", [False, True])
@@ -23,7 +33,8 @@ def test_it_is_ready_with_a_token_that_must_come_or_a_mask_where_none_must(is_op
     assert not one.is_ready(LAST_ID), "nobody has asked what must come"
     one.keep_forced(LAST_ID, ())
     assert one.is_ready(LAST_ID)
-    assert one.is_ready(LAST_ID + 1) == is_open, "behind another token it may be spelled in another way"
+    assert one.is_ready(LAST_ID + 1), "it is written in the same way"
+    assert one.is_ready(LAST_ID + 2) == is_open, "behind another token it may be spelled in another way"
     one.mask = None
     assert not one.is_ready(LAST_ID)
     one.keep_forced(LAST_ID, (7, 8))

@@ -137,3 +137,23 @@ def test_of_a_string_without_an_end_that_is_known_only_that_it_is_far_is_told() 
     endless.learn(40, mask(2), may_end=True)
     assert endless.known(30) is far
     assert endless.known(40) is None
+
+
+def test_the_middle_of_a_character_has_masks_of_its_own() -> None:
+    families: dict = {}
+    first, second = (StringMasks(30, True, 16, families) for _ in range(2))
+    first.learn_half(4, b"\xe6", mask(1))
+    assert first.known(4, b"\xe6") is None, "it is not known yet which strings are alike"
+    first.learn(3, far := mask(2), may_end=True)
+    second.learn(5, far, may_end=True)
+    first.learn_half(4, b"\xe6", half := mask(3))
+    assert [second.known(length, b"\xe6") for length in (4, 5, 14, 15)] == [None, half, half, None]
+    assert second.known(5, b"\xe7") is None and second.known(5) is not half
+
+
+def test_a_string_has_room_where_it_may_end_and_go_on() -> None:
+    string = StringMasks(30, True, 16, {})
+    assert not string.has_room(10, 1)
+    string.learn(3, mask(1), may_end=True)
+    assert all(string.has_room(*asked) for asked in ((3, 16), (20, 10)))
+    assert not any(string.has_room(*asked) for asked in ((2, 1), (3, 17), (20, 11)))

@@ -11,6 +11,7 @@ from tests.worker.text.grammar.places.test_document_places import (
     mask_of,
     matcher_behind,
     matcher_of,
+    place_of,
     record,
     without_places,
 )
@@ -54,3 +55,14 @@ def test_equal_masks_are_the_same_object_and_one_behind_more_tells_nothing_of_le
     assert masks.known(5) is masks.known(5)
     fewer = [np.unpackbits(np.frombuffer(masks.known(each).words, np.uint8)).sum() for each in (2, 3, 8)]
     assert fewer == sorted(fewer, reverse=True)
+
+
+def test_what_a_token_leads_to_is_the_same_behind_any_white_space() -> None:
+    beginning = matcher_of(record(a=TEXT, b=TEXT))
+    alphabet = beginning._rule.alphabet
+    places = {number: place_of(beginning, '{"a"' + "\n" * number) for number in range(9)}
+    first, shape = place_of(beginning, '{"a" :'), alphabet.shapes[alphabet.of_byte(ord(":"))]
+    assert all(place.next.get(shape) is first for place in places.values())
+    assert places[1].space.places == {number: place for number, place in places.items() if number}
+    beginning.places.forget()
+    assert not places[1].next and not places[1].space.places
