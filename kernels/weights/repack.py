@@ -42,7 +42,6 @@ class UnpackParams(CudaStruct, source="repack/repack"):
     packed: Pointer  # uint8
     rows: Pointer  # [num_rows] int32 rows of the matrix; null: from 0 on
     out: Pointer  # [num_rows, width] float32
-    num_rows: Int32
     matrix_rows: Int32
     width: Int32
     num_units: Int32
@@ -137,12 +136,11 @@ def unpack_rows(
         packed=matrix.packed.pointer,
         rows=pointer_of(rows),
         out=out.pointer,
-        num_rows=num_rows,
         matrix_rows=matrix.num_rows,
         width=width,
         num_units=matrix.num_units,
         adds=adds,
         scale=scale,
     )
-    grid = -(-num_rows * matrix.num_chunks * 4 // _UNPACK_THREADS)
+    grid = num_rows, -(-width // (2 * _UNPACK_THREADS)), 1
     context.launch("repack/repack", "unpack_rows", grid, _UNPACK_THREADS, params, FORMAT=matrix.format.name)

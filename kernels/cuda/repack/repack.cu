@@ -243,7 +243,7 @@ struct UnpackParams {
     const u8* packed;
     const int* rows;  // [num_rows] rows of the matrix, clamped to those it has: -1 is padding; null: from 0 on
     float* out;       // [num_rows, width]
-    int num_rows, matrix_rows, width, num_units;
+    int matrix_rows, width, num_units;
     int adds;     // to what `out` holds
     float scale;  // of the numbers
 };
@@ -326,29 +326,17 @@ DEVICE float packed_element(const u8* matrix, int row, int k, int num_units) {
     return number * (d * (float)(scale - 128));
 }
 
-// A thread for the 16 numbers of a row and a chunk that one lane holds: its words are read once, and four threads fill
-// whole sectors of `out`.
+// Grid: rows, pairs of numbers of a row. A thread has a pair: a single token's row is waited for, and takes as long as
+// one thread does.
 KERNEL __launch_bounds__(128) unpack_rows(const __grid_constant__ UnpackParams p) {
     wait_for_previous();
-    const int num_chunks = (p.width + 63) / 64;
-    const i64 index = (i64)blockIdx.x * 128 + threadIdx.x;
-    const int t = index & 3, chunk = (index >> 2) % num_chunks, row = (index >> 2) / num_chunks;
-    if (row >= p.num_rows) return;
+    const int row = blockIdx.x, k = 2 * (blockIdx.y * 128 + threadIdx.x);
+    if (k >= p.width) return;
     const int source = min(max(p.rows ? p.rows[row] : row, 0), p.matrix_rows - 1);
-    float number[8][2];  // all before the first is stored: stores would have the words read again
-#pragma unroll
-    for (int q = 0; q < 8; q++)
-#pragma unroll
-        for (int e = 0; e < 2; e++)
-            number[q][e] = __fmul_rn(
-                packed_element<FORMAT>(p.packed, source, chunk * 64 + 8 * q + 2 * t + e, p.num_units), p.scale);
-#pragma unroll
-    for (int q = 0; q < 8; q++) {
-        const int k = chunk * 64 + 8 * q + 2 * t;
-        if (k >= p.width) break;
-        float2* out = (float2*)(p.out + (i64)row * p.width + k);
-        const float2 old = p.adds ? *out : float2{0, 0};
-        *out = p.adds ? float2{__fadd_rn(old.x, number[q][0]), __fadd_rn(old.y, number[q][1])}
-                      : float2{number[q][0], number[q][1]};
-    }
+    float2 pair;
+    pair.x = __fmul_rn(packed_element<FORMAT>(p.packed, source, k, p.num_units), p.scale);
+    pair.y = __fmul_rn(packed_element<FORMAT>(p.packed, source, k + 1, p.num_units), p.scale);
+    float2* const out = (float2*)(p.out + (i64)row * p.width + k);
+    if (p.adds) pair = {__fadd_rn(out->x, pair.x), __fadd_rn(out->y, pair.y)};
+    *out = pair;
 }
