@@ -84,6 +84,8 @@ DEVICE float final_factor(const AttentionParams& p, float m, float l, float sink
     }
     return __fdiv_rn(IS_Q8 ? keep / CODE_FACTOR : keep, l);
 }
+// The same of a head without one.
+DEVICE float final_factor(float l) { return __fdiv_rn(IS_Q8 ? 1.0f / CODE_FACTOR : 1.0f, l); }
 
 // ---- rows and keys
 

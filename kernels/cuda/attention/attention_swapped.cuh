@@ -81,10 +81,8 @@ DEVICE void find_code_bias(SwappedRows& rows) {
     }
 }
 
-DEVICE void score_tile(SwappedWeights& weights, const SwappedRows& rows, u32 keys, i32 first_key,
-                       const AttentionParams& p, int) {
-    const int lane = threadIdx.x % 32, g = lane / 4;
-    float s[TILE_GROUPS][4];
+DEVICE void multiply_keys(float (&s)[TILE_GROUPS][4], const SwappedRows& rows, u32 keys) {
+    const int g = threadIdx.x % 32 / 4;
 #pragma unroll
     for (int n = 0; n < TILE_GROUPS; n++)
 #pragma unroll
@@ -93,6 +91,13 @@ DEVICE void score_tile(SwappedWeights& weights, const SwappedRows& rows, u32 key
         for_key_groups(keys, [&](int k, int n, const u32* first, const u32* second) {
             mma_swapped(s[n], first, second, rows.queries[k]);
         });
+#pragma unroll
+        for (int n = 0; n < TILE_GROUPS; n++) {
+            const u32 scales = keys + TILE_KEYS * ROW_BYTES + (n * KEY_GROUP + g) * 2;
+            const float low = load_scale(scales), high = load_scale(scales + 16);
+#pragma unroll
+            for (int c = 0; c < 4; c++) s[n][c] = __fmul_rn(s[n][c], c < 2 ? low : high);
+        }
     } else {
 #pragma unroll
         for (int k = 0; k < CHUNKS; k++) {
@@ -102,38 +107,47 @@ DEVICE void score_tile(SwappedWeights& weights, const SwappedRows& rows, u32 key
             for (int n = 0; n < TILE_GROUPS; n++) mma_16x8x16(s[n], a[n], rows.queries[k][0], rows.queries[k][1]);
         }
     }
+}
+
+template <int COUNT>
+DEVICE float largest_of(const float* values) {
+    if constexpr (COUNT == 1)
+        return values[0];
+    else
+        return fmaxf(largest_of<COUNT / 2>(values), largest_of<COUNT - COUNT / 2>(values + COUNT / 2));
+}
+
+// Scores of keys that a row does not see become -inf.
+DEVICE void mask_scores(float (&s)[TILE_GROUPS][4], const SwappedRows& rows, i32 first_key) {
+    if (first_key >= rows.all_lowest && first_key + TILE_KEYS - 1 <= rows.all_highest) return;
 #pragma unroll
-    for (int n = 0; n < TILE_GROUPS; n++) {
-        if constexpr (IS_Q8) {
-            const u32 scales = keys + TILE_KEYS * ROW_BYTES + (n * KEY_GROUP + g) * 2;
-            const float low = load_scale(scales), high = load_scale(scales + 16);
+    for (int n = 0; n < TILE_GROUPS; n++)
 #pragma unroll
-            for (int c = 0; c < 4; c++) s[n][c] = __fmul_rn(s[n][c], c < 2 ? low : high);
+        for (int c = 0; c < 4; c++) {
+            const i32 key = first_key + n * KEY_GROUP + c / 2 * 8 + threadIdx.x % 32 / 4;
+            if (key < rows.lowest[c & 1] || key > rows.highest[c & 1]) s[n][c] = NEGATIVE_INFINITY;
         }
-#ifdef SOFTCAP
-#pragma unroll
-        for (int c = 0; c < 4; c++) s[n][c] = soft_capped(p, s[n][c]);
-#endif
-    }
-    if (first_key < rows.all_lowest || first_key + TILE_KEYS - 1 > rows.all_highest)
-#pragma unroll
-        for (int n = 0; n < TILE_GROUPS; n++)
-#pragma unroll
-            for (int c = 0; c < 4; c++) {
-                const i32 key = first_key + n * KEY_GROUP + c / 2 * 8 + g;
-                if (key < rows.lowest[c & 1] || key > rows.highest[c & 1]) s[n][c] = NEGATIVE_INFINITY;
-            }
-    float reference[2];
+}
+
+// Makes weights of a tile's scores.
+DEVICE void weigh_scores(SwappedWeights& weights, const float (&s)[TILE_GROUPS][4], const AttentionParams& p) {
+    // Both rows' side by side, so that neither waits for the other.
+    float largest[2], reference[2];
 #pragma unroll
     for (int e = 0; e < 2; e++) {
-        float largest = NEGATIVE_INFINITY;
+        float of_group[TILE_GROUPS];
 #pragma unroll
-        for (int n = 0; n < TILE_GROUPS; n++) largest = fmaxf(largest, fmaxf(s[n][e], s[n][2 + e]));
+        for (int n = 0; n < TILE_GROUPS; n++) of_group[n] = fmaxf(s[n][e], s[n][2 + e]);
+        largest[e] = largest_of<TILE_GROUPS>(of_group);
+    }
 #pragma unroll
-        for (int distance = 4; distance < 32; distance *= 2)
-            largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, distance));
-        weights.m[e] = __fmul_rn(largest, p.scores.scale_log2);
-        reference[e] = (largest == NEGATIVE_INFINITY ? 0.0f : weights.m[e]) - WEIGHT_EXPONENT;
+    for (int distance = 4; distance < 32; distance *= 2)
+#pragma unroll
+        for (int e = 0; e < 2; e++) largest[e] = fmaxf(largest[e], __shfl_xor_sync(ALL_LANES, largest[e], distance));
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        weights.m[e] = __fmul_rn(largest[e], p.scores.scale_log2);
+        reference[e] = (largest[e] == NEGATIVE_INFINITY ? 0.0f : weights.m[e]) - WEIGHT_EXPONENT;
     }
     auto weigh = [&](float score, int e) { return power_of_2(__fmaf_rn(score, p.scores.scale_log2, -reference[e])); };
 #pragma unroll
@@ -141,6 +155,20 @@ DEVICE void score_tile(SwappedWeights& weights, const SwappedRows& rows, u32 key
 #pragma unroll
         for (int half = 0; half < 2; half++)
             weights.p[n][half] = transposed(pack_half2(weigh(s[n][2 * half], 0), weigh(s[n][2 * half + 1], 1)));
+}
+
+DEVICE void score_tile(SwappedWeights& weights, const SwappedRows& rows, u32 keys, i32 first_key,
+                       const AttentionParams& p, int) {
+    float s[TILE_GROUPS][4];
+    multiply_keys(s, rows, keys);
+#ifdef SOFTCAP
+#pragma unroll
+    for (int n = 0; n < TILE_GROUPS; n++)
+#pragma unroll
+        for (int c = 0; c < 4; c++) s[n][c] = soft_capped(p, s[n][c]);
+#endif
+    mask_scores(s, rows, first_key);
+    weigh_scores(weights, s, p);
 }
 
 // The weighted sums of a tile's values, float16, and the sum of the weights: chains of products side by side.

@@ -204,6 +204,9 @@ DEVICE void store_words(u32 shared, const u32* from) {
     if constexpr (WORDS == 2)
         asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(shared), "r"(from[0]), "r"(from[1]) : "memory");
 }
+DEVICE void store_float(u32 shared, float value) {
+    asm volatile("st.shared.f32 [%0], %1;" : : "r"(shared), "f"(value) : "memory");
+}
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int PENDING>
 DEVICE void copy_wait() {

@@ -18,7 +18,7 @@ KERNEL __launch_bounds__(32 * LAYER_WARPS, 1) decode_layers(const __grid_constan
     if (blockIdx.x < p.cut.attention_block)
         ProductBlock(p, shared).run();
     else
-        AttentionBlock(p, shared).run();
+        run_attention(p, shared);
 #endif
 }
 

@@ -8,6 +8,10 @@ constexpr int BLOCK_TOKENS = TOKENS > 2 ? 2 : 1, ATTENTION_WARPS = BLOCK_SPLITS 
 constexpr int TOKEN_WARPS = ATTENTION_WARPS / BLOCK_TOKENS, TOKEN_SPLITS = BLOCK_SPLITS / BLOCK_TOKENS;
 // Of a token: warps that rotate heads and attend to nothing.
 constexpr int HELPING_WARPS = BLOCK_TOKENS > 1 ? 4 : 2;
+constexpr int ATTENDING_REGISTERS = 216, HELPING_REGISTERS = 40;  // of a thread
+static_assert(ATTENTION_WARPS == LAYER_WARPS / 2 && ATTENTION_WARPS % 4 == 0 &&
+                  ATTENDING_REGISTERS + HELPING_REGISTERS <= 2 * 65536 / (32 * LAYER_WARPS),
+              "half of the warps, whole warpgroups");
 static_assert(ATTENTION_WARPS + BLOCK_TOKENS * HELPING_WARPS <= LAYER_WARPS, "a block's warps");
 static_assert(BLOCK_SPLITS == 2 && DECODE_WARPS == SPLIT_TILES && ATTENTION_WARPS <= LAYER_WARPS, "a tile a warp");
 static_assert(BLOCK_ROWS == 8, "columns of a B operand");
@@ -19,8 +23,83 @@ struct AttentionScratch {
     Slice second[DECODE_THREADS];  // the second split, as its warps have merged it
 };
 
-class AttentionBlock {
-    enum Barrier { HEADS_BARRIER = 1, TILES_BARRIER, SPLITS_BARRIER, NUM_BARRIERS = SPLITS_BARRIER };
+// A tile's keys and values of float16 as the tensor core's A operands, and what scores begin with: -inf for keys that
+// come after the newest. All of it is there before the queries are.
+struct TileOperands {
+    u32 keys[TILE_GROUPS][CHUNKS][4], values[TILE_GROUPS][OPERANDS][4];
+    float scores[TILE_GROUPS][4];
+    static_assert(CHUNKS == OPERANDS, "all columns at once");
+
+    // `num_keys`: of those from the tile's first on.
+    DEVICE void load(u32 key_rows, u32 value_rows, i32 num_keys) {
+#pragma unroll
+        for (int n = 0; n < TILE_GROUPS; n++) {
+            load_keys(n, key_rows);
+            load_value_operands(values[n], value_rows, n, 0);
+#pragma unroll
+            for (int c = 0; c < 4; c++)
+                scores[n][c] = n * KEY_GROUP + c / 2 * 8 + threadIdx.x % 32 / 4 < num_keys ? 0.0f : NEGATIVE_INFINITY;
+        }
+    }
+    // Of one group, once more.
+    DEVICE void load_keys_of(int group, u32 key_rows) {
+#pragma unroll
+        for (int n = 0; n < TILE_GROUPS; n++)
+            if (n == group) load_keys(n, key_rows);
+    }
+    DEVICE void load_values_of(int group, u32 value_rows) {
+#pragma unroll
+        for (int n = 0; n < TILE_GROUPS; n++)
+            if (n == group) load_value_operands(values[n], value_rows, n, 0);
+    }
+    // Of no tile: were it not defined, its registers would be taken all the way round the loop.
+    DEVICE void clear() {
+#pragma unroll
+        for (int n = 0; n < TILE_GROUPS; n++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                scores[n][c] = 0.0f;
+#pragma unroll
+                for (int k = 0; k < CHUNKS; k++) keys[n][k][c] = values[n][k][c] = 0;
+            }
+    }
+    DEVICE void score(const SwappedRows& rows) {
+#pragma unroll
+        for (int k = 0; k < CHUNKS; k++)
+#pragma unroll
+            for (int n = 0; n < TILE_GROUPS; n++)
+                mma_16x8x16(scores[n], keys[n][k], rows.queries[k][0], rows.queries[k][1]);
+    }
+    // As `weigh_tile`.
+    DEVICE void weigh(SwappedPartial& partial, const SwappedWeights& weights) const {
+        constexpr u32 ones[4] = {HALF2_ONES, HALF2_ONES, HALF2_ONES, HALF2_ONES};
+        float sums[4] = {};
+#pragma unroll
+        for (int d = 0; d < CHUNKS; d++) partial.o[d][0] = partial.o[d][1] = partial.o[d][2] = partial.o[d][3] = 0.0f;
+#pragma unroll
+        for (int j = 0; j < TILE_GROUPS; j++) {
+            const u32(&b)[2] = weights.p[j];
+            mma_16x8x16(sums, ones, b[0], b[1]);
+#pragma unroll
+            for (int d = 0; d < CHUNKS; d++) mma_16x8x16(partial.o[d], values[j][d], b[0], b[1]);
+        }
+        partial.m[0] = weights.m[0], partial.m[1] = weights.m[1];
+        partial.l[0] = sums[0], partial.l[1] = sums[1];
+    }
+
+   private:
+    DEVICE void load_keys(int n, u32 key_rows) {
+        const int lane = threadIdx.x % 32;
+        const u32 address = key_rows + ((lane & 7) + (lane >> 3 & 1) * 8) * ROW_BYTES + (lane >> 4) * 16;
+#pragma unroll
+        for (int k = 0; k < CHUNKS; k++) load_matrices(keys[n][k], address + n * KEY_GROUP * ROW_BYTES + k * 32);
+    }
+};
+
+// A warp of such a block. HELPS: it attends to nothing.
+template <bool HELPS>
+class AttentionWarp {
+    enum Barrier { COPY_BARRIER = 1, HEADS_BARRIER, TILES_BARRIER, SPLITS_BARRIER, NUM_BARRIERS = SPLITS_BARRIER };
     static constexpr int HEAD_WARPS = TOKEN_WARPS + HELPING_WARPS;
     static constexpr int WARP_HEADS = (BLOCK_ROWS + 2 + HEAD_WARPS - 1) / HEAD_WARPS;
 
@@ -28,19 +107,17 @@ class AttentionBlock {
     const AttentionParams& attention;
     AttentionScratch& scratch;
     const int block_warp = threadIdx.x / 32, helper = block_warp - ATTENTION_WARPS, lane = threadIdx.x % 32;
-    const bool helps = helper >= 0;
     // A group of warps has a token, those that help come last.
-    const int group = helps ? helper / HELPING_WARPS : block_warp / TOKEN_WARPS;
-    const int warp = helps ? TOKEN_WARPS + helper % HELPING_WARPS : block_warp % TOKEN_WARPS;
+    const int group = HELPS ? helper / HELPING_WARPS : block_warp / TOKEN_WARPS;
+    const int warp = HELPS ? TOKEN_WARPS + helper % HELPING_WARPS : block_warp % TOKEN_WARPS;
     const int kv_head, token;
     const int split_number = warp / DECODE_WARPS;  // of those at once
     const HeadLane at;
-    Rotation rotation, query_rotation;
     Item item = {};
     u32 keys, values;  // this warp's tiles in shared memory
 
    public:
-    DEVICE AttentionBlock(const DecodeLayersParams& p, u8* shared)
+    DEVICE AttentionWarp(const DecodeLayersParams& p, u8* shared)
         : p(p),
           attention(p.attention),
           scratch(*(AttentionScratch*)shared),
@@ -51,17 +128,15 @@ class AttentionBlock {
     }
 
     DEVICE void run() {
-        if (block_warp >= BLOCK_TOKENS * HEAD_WARPS) return;
+        if (HELPS && helper >= BLOCK_TOKENS * HELPING_WARPS) return;
         wait_for_previous();
         const i32 position = attention.positions[token], slot = p.slots[token];
         if (position < 0) {
-            if (!helps) clear_all();
+            if (!HELPS) clear_all();
             return;
         }
         item.sequence = token, item.num_rows = attention.group, item.num_keys = position + 1,
         item.end_tile = position / TILE_KEYS + 1;
-        rotation = load_rotation(p.rope, at, token);
-        query_rotation = times(rotation, load_query_factor(p.rope, token));
         const i64 first_offset = offset_of(warp);
         const i64 new_offset =
             slot < 0 ? -1 : cache_offset(slot, kv_head, attention.num_kv_heads, attention.block_tokens);
@@ -69,10 +144,21 @@ class AttentionBlock {
         for (int l = 0; l < p.cut.num_layers; l++) {
             const DecodeLayer& layer = p.layers[l];
             const LayerWords words(p, l);
-            if (!helps) copy(keys, layer.cache.keys, first_offset, warp);
-            if (!helps) copy(values, layer.cache.values, first_offset, warp);
-            take_heads(p.words + words.qkv(token, 0), layer.cache, new_offset);
-            if (!helps) attend(layer.cache, words);
+            if constexpr (!HELPS) {
+                copy(layer.cache, first_offset, warp);
+                copy_wait<0>();
+            }
+            // Whoever has the new key and value puts them into their tile, whoever has copied that.
+            sync_warps(group * NUM_BARRIERS + COPY_BARRIER, HEAD_WARPS);
+            if constexpr (HELPS) {
+                take_heads(p.words + words.qkv(token, 0), layer.cache, new_offset);
+            } else {
+                TileOperands tile;
+                take_tile(tile, layer.cache, warp);
+                const Places places(*this, words);
+                take_heads(p.words + words.qkv(token, 0), layer.cache, new_offset);
+                attend(tile, layer.cache, places);
+            }
         }
     }
 
@@ -85,12 +171,17 @@ class AttentionBlock {
                 publish(p.words + LayerWords(p, l).attended(token, kv_head * num_words + i), 0);
     }
 
-    DEVICE void copy(u32 place, const HeadCache& cache, i64 offset, i32 tile) const {
-        copy_tile(place, cache, offset, tile, item.end_tile, item.num_keys - 1);
+    DEVICE void copy(const LayerCacheParams& cache, i64 offset, i32 tile) const {
+        copy_tile(keys, cache.keys, offset, tile, item.end_tile, item.num_keys - 1);
+        copy_tile(values, cache.values, offset, tile, item.end_tile, item.num_keys - 1);
     }
     // Of the warps that have the token.
     DEVICE void sync(Barrier barrier) const { sync_warps(group * NUM_BARRIERS + barrier, TOKEN_WARPS); }
     DEVICE u8* new_row(int row) const { return scratch.new_rows[group] + row * QUERY_BYTES; }
+    // Where the new key (0) or value (1) is put: into its tile, if that is one of the first round.
+    DEVICE u8* new_tile(int number) const { return scratch.tiles[group * TOKEN_WARPS + newest_tile()][number]; }
+    DEVICE i32 newest_tile() const { return (item.num_keys - 1) / TILE_KEYS; }
+    DEVICE bool is_in_place() const { return newest_tile() < TOKEN_WARPS; }
     DEVICE Exchange& exchange() const { return scratch.exchange[block_warp / DECODE_WARPS]; }
     DEVICE i64 offset_of(i32 tile) const {
         return tile < item.end_tile ? group_offset(attention, item, kv_head, tile, lane % TILE_GROUPS) : 0;
@@ -108,6 +199,12 @@ class AttentionBlock {
     DEVICE void take_heads(const u32* qkv, const LayerCacheParams& cache, i64 new_offset) {
         const int num_rows = attention.group + 2;
         uint2 heads[WARP_HEADS];
+        Rotation rotations[WARP_HEADS];  // loaded in each layer: registers are for keys and values
+#pragma unroll
+        for (int i = 0; i < WARP_HEADS; i++) {
+            const bool is_query = warp + i * HEAD_WARPS < attention.group;
+            rotations[i] = times(load_rotation(p.rope, at, token), is_query ? load_query_factor(p.rope, token) : 1.0f);
+        }
         await<WARP_HEADS>(
             [&](int i) {
                 // A warp that has none waits for the last one, so as not to come to the barrier a layer early.
@@ -122,18 +219,24 @@ class AttentionBlock {
             const int row = warp + i * HEAD_WARPS;
             if (row >= num_rows) break;
             if (row < attention.group) {
-                const uint2 query = rotate_head(heads[i], at, query_rotation, HeadNorm{});
+                const uint2 query = rotate_head(heads[i], at, rotations[i], HeadNorm{});
                 store_head((u16*)new_row(row), at, query);
                 continue;
             }
             const bool is_key = row == attention.group;
-            const uint2 cached = to_cache(is_key ? rotate_head(heads[i], at, rotation, HeadNorm{}) : heads[i]);
-            u8* const place = new_row(is_key ? NEW_KEY : NEW_VALUE);
-            store_cached(place, (u16*)(place + HEAD_DIM), at, cached);
+            const uint2 cached = to_cache(is_key ? rotate_head(heads[i], at, rotations[i], HeadNorm{}) : heads[i]);
+            if (is_in_place()) {
+                u8* const rows = new_tile(is_key ? 0 : 1);
+                const int key = (item.num_keys - 1) % TILE_KEYS;
+                store_cached(rows + key * ROW_BYTES, (u16*)(rows + TILE_KEYS * ROW_BYTES) + key, at, cached);
+            } else {
+                u8* const place = new_row(is_key ? NEW_KEY : NEW_VALUE);
+                store_cached(place, (u16*)(place + HEAD_DIM), at, cached);
+            }
             heads[i] = cached;
         }
         const int barrier = group * NUM_BARRIERS + HEADS_BARRIER;
-        if (helps)
+        if (HELPS)
             arrive_warps(barrier, HEAD_WARPS);
         else
             sync_warps(barrier, HEAD_WARPS);
@@ -146,62 +249,132 @@ class AttentionBlock {
         }
     }
 
-    DEVICE void prepare(SwappedRows& rows) const {
-        load_queries(rows, shared_address(new_row(0)));
+    // Where this lane's part of a row of queries, of partial results and of a merged row is. Found before the queries
+    // are there: each of the few instructions that it takes would delay all other blocks.
+    struct Places {
+        u32 queries, put_sums, put_values, sums, values;
+        u32* attended;
+
+        DEVICE Places(const AttentionWarp& warp, const LayerWords& words) {
+            const int lane = warp.lane, tile = warp.block_warp % DECODE_WARPS;
+            queries = shared_address(warp.new_row(0)) + (lane & 7) * QUERY_BYTES + (lane >> 3) * 16;
+            const Exchange& exchange = warp.exchange();
+            put_sums = shared_address(&exchange.sums[tile][lane % 4 * 2]);
+            put_values = shared_address(&exchange.o[tile][lane % 4 * 2][lane / 4]);
+            sums = shared_address(&exchange.sums[0][slice_row()]);
+            values = shared_address(&exchange.o[0][slice_row()][slice_column(0)]);
+            const int row = warp.kv_head * warp.attention.group + slice_row();
+            attended = warp.p.words + words.attended(warp.token, row * (HEAD_DIM / 2) + slice_column(0) / 2);
+            compute_now(queries), compute_now(put_sums), compute_now(put_values), compute_now(sums);
+            compute_now(values), compute_now(attended);
+        }
+    };
+    static_assert(THREAD_QUADS == 1 && HEAD_DIM / 4 == ROW_THREADS, "a thread has four elements of a row");
+
+    DEVICE void load_rows(SwappedRows& rows, const Places& places) const {
+#pragma unroll
+        for (int k = 0; k < CHUNKS; k += 2) {
+            u32 b[4];
+            load_matrices(b, places.queries + k * 32);
+            rows.queries[k][0] = b[0], rows.queries[k][1] = b[1];
+            rows.queries[k + 1][0] = b[2], rows.queries[k + 1][1] = b[3];
+        }
+        static_assert(CHUNKS % 2 == 0, "two at a time");
         find_code_bias(rows);
         rows.all_lowest = 0, rows.all_highest = item.num_keys - 1;
         see(rows, 0, rows.all_highest, item.num_rows);
     }
 
-    // Leaves the partial result of this warp's tile of a round for others, and begins to copy the one of the next
-    // round.
-    DEVICE void attend_to_tile(const SwappedRows& rows, const LayerCacheParams& cache, i32 tile) {
+    // Waits for this warp's tile of a round, but for the newest key and value in the first round, and begins to copy
+    // the one of the next round once this one is in registers.
+    DEVICE void take_tile(TileOperands& operands, const LayerCacheParams& cache, i32 tile) const {
+        if (tile >= item.end_tile) {
+            operands.clear();
+            return;
+        }
         const i32 next = tile + TOKEN_WARPS;
-        const bool is_newest = tile == (item.num_keys - 1) / TILE_KEYS;
-        const i64 offset = offset_of(next);
+        copy_wait<0>();
+        if (tile == newest_tile() && !is_in_place()) {
+            NewRows::complete(scratch.tiles[block_warp][0], item, new_row(NEW_KEY));
+            NewRows::complete(scratch.tiles[block_warp][1], item, new_row(NEW_VALUE));
+        }
+        __syncwarp();
+        if constexpr (!IS_Q8) {
+            operands.load(keys, values, item.num_keys - tile * TILE_KEYS);
+            __syncwarp();
+            copy(cache, offset_of(next), next);
+        }
+    }
+
+    // Leaves the partial result of this warp's tile of a round for others.
+    DEVICE void attend_to_tile(const SwappedRows& rows, TileOperands& operands, const LayerCacheParams& cache,
+                               const Places& places, i32 tile) const {
         SwappedWeights weights;
         SwappedPartial partial;
-        copy_wait<1>();
-        if (is_newest) NewRows::complete(scratch.tiles[block_warp][0], item, new_row(NEW_KEY));
-        __syncwarp();
-        score_tile(weights, rows, keys, tile * TILE_KEYS, attention, 1);
-        __syncwarp();
-        copy(keys, cache.keys, offset, next);
-        copy_wait<1>();
-        if (is_newest) NewRows::complete(scratch.tiles[block_warp][1], item, new_row(NEW_VALUE));
-        __syncwarp();
-        weigh_tile(partial, weights, values);
-        __syncwarp();
-        copy(values, cache.values, offset, next);
-        put(exchange(), partial, item.num_rows);
+        if constexpr (IS_Q8) {
+            const i32 next = tile + TOKEN_WARPS;
+            score_tile(weights, rows, keys, tile * TILE_KEYS, attention, 1);
+            weigh_tile(partial, weights, values);
+            __syncwarp();
+            copy(cache, offset_of(next), next);
+        } else {
+            const bool has_new = tile == newest_tile() && is_in_place();
+            const int new_group = (item.num_keys - 1) % TILE_KEYS / KEY_GROUP;
+            if (has_new) operands.load_keys_of(new_group, keys);
+            operands.score(rows);
+            if (has_new) operands.load_values_of(new_group, values);
+            weigh_scores(weights, operands.scores, attention);
+            operands.weigh(partial, weights);
+        }
+        put(partial, places);
     }
 
-    // Merges the tiles of a split, the first of which is `first`.
-    DEVICE void merge_tiles(Slice& split, i32 first) const {
+    // Also of rows that there are not.
+    DEVICE void put(const SwappedPartial& partial, const Places& places) const {
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            const u32 sums[2] = {__float_as_uint(partial.m[e]), __float_as_uint(partial.l[e])};
+            if (lane < 4) store_words<2>(places.put_sums + e * 8, sums);
+#pragma unroll
+            for (int d = 0; d < CHUNKS; d++)
+#pragma unroll
+                for (int half = 0; half < 2; half++)
+                    store_float(places.put_values + e * (EXCHANGE_ROW * 4) + (16 * d + 8 * half) * 4,
+                                partial.o[d][2 * half + e]);
+        }
+    }
+
+    // Merges the tiles of a split, the first of which is `first`. Tiles that there are not change no bit.
+    DEVICE void merge_tiles(Slice& split, const Places& places, i32 first) const {
         Slice tiles[DECODE_WARPS];  // fetched together
 #pragma unroll
-        for (int w = 0; w < DECODE_WARPS; w++)
-            if (first + w < item.end_tile) get(tiles[w], exchange(), w);
+        for (int w = 0; w < DECODE_WARPS; w++) {
+            clear(tiles[w]);
+            if (first + w >= item.end_tile) continue;
+            u32 sums[2], o[4];
+            load_words<2>(sums, places.sums + w * (int)sizeof(Exchange::sums[0]));
+            load_words<4>(o, places.values + w * (int)sizeof(Exchange::o[0]));
+            tiles[w].m = __uint_as_float(sums[0]), tiles[w].l = __uint_as_float(sums[1]);
+            tiles[w].o[0] = {__uint_as_float(o[0]), __uint_as_float(o[1]), __uint_as_float(o[2]),
+                             __uint_as_float(o[3])};
+        }
         begin(split, tiles[0]);
 #pragma unroll
-        for (int w = 1; w < DECODE_WARPS; w++)
-            if (first + w < item.end_tile) merge(split, tiles[w]);
+        for (int w = 1; w < DECODE_WARPS; w++) merge(split, tiles[w]);
     }
 
-    DEVICE void attend(const LayerCacheParams& cache, const LayerWords& words) {
+    DEVICE void attend(TileOperands& operands, const LayerCacheParams& cache, const Places& places) {
         SwappedRows rows;
-        prepare(rows);
+        load_rows(rows, places);
         const bool merges = slice_row() < item.num_rows;
-        u32 to = words.attended(token, (kv_head * attention.group + slice_row()) * (HEAD_DIM / 2));
-        compute_now(to);
         Slice whole = {};
 #pragma unroll 1
-        for (i32 round = 0; round < item.end_tile; round += TOKEN_WARPS) {
-            if (round + warp < item.end_tile) attend_to_tile(rows, cache, round + warp);
+        for (i32 round = 0;; round += TOKEN_WARPS) {
+            if (round + warp < item.end_tile) attend_to_tile(rows, operands, cache, places, round + warp);
             sync(TILES_BARRIER);
             Slice split = {};
             const i32 first = round + split_number * DECODE_WARPS;
-            if (merges && first < item.end_tile) merge_tiles(split, first);
+            if (merges && first < item.end_tile) merge_tiles(split, places, first);
             const bool has_second = TOKEN_SPLITS > 1 && round + DECODE_WARPS < item.end_tile;
             if (has_second && split_number == 1) scratch.second[threadIdx.x - DECODE_THREADS] = split;
             // The second split is there; and nobody looks at partial results that the next round will overwrite.
@@ -213,17 +386,23 @@ class AttentionBlock {
                     merge(whole, split);
                 if (has_second) merge(whole, scratch.second[threadIdx.x]);
             }
+            if (round + TOKEN_WARPS >= item.end_tile) break;
+            take_tile(operands, cache, round + TOKEN_WARPS + warp);
         }
-        if (split_number == 0 && merges) publish_row(whole, to);
-    }
-
-    // This thread's slice of a row whose words begin at `to`.
-    DEVICE void publish_row(const Slice& whole, u32 to) const {
-        const float factor = final_factor(attention, whole.m, whole.l, 0.0f);
-#pragma unroll
-        for (int q = 0; q < THREAD_QUADS; q++)
-            if (slice_column(q) < HEAD_DIM)
-                publish(p.words + to + slice_column(q) / 2, pack_half2(whole.o[q].x * factor, whole.o[q].y * factor),
-                        pack_half2(whole.o[q].z * factor, whole.o[q].w * factor));
+        if (split_number != 0 || !merges) return;
+        const float factor = final_factor(whole.l);
+        const float4 o = whole.o[0];
+        publish(places.attended, pack_half2(o.x * factor, o.y * factor), pack_half2(o.z * factor, o.w * factor));
     }
 };
+
+// Warpgroups that attend to nothing give their registers to those that do.
+DEVICE void run_attention(const DecodeLayersParams& p, u8* shared) {
+    if (threadIdx.x < 32 * ATTENTION_WARPS) {
+        take_registers<ATTENDING_REGISTERS>();
+        AttentionWarp<false>(p, shared).run();
+    } else {
+        leave_registers<HELPING_REGISTERS>();
+        AttentionWarp<true>(p, shared).run();
+    }
+}

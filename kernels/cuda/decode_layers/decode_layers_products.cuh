@@ -139,11 +139,14 @@ class ProductBlock {
             return;
         }
         wait_for_previous();
+        float4 attention_norm = norm_weights(p.layers[0].attention_norm);
 #pragma unroll 1
         for (int layer = 0; layer < p.cut.num_layers; layer++) {
-            if (has_qkv()) multiply_qkv(layer);
+            const float4 ffn_norm = norm_weights(p.layers[layer].ffn_norm);
+            if (has_qkv()) multiply_qkv(layer, attention_norm);
             if (has_down()) unpack_down(layer);
-            if (num_gate_tiles() > 0) multiply_gate(layer);
+            if (num_gate_tiles() > 0) multiply_gate(layer, ffn_norm);
+            if (layer + 1 < p.cut.num_layers) attention_norm = norm_weights(p.layers[layer + 1].attention_norm);
             if (has_down()) multiply_down(layer);
         }
     }
@@ -176,12 +179,19 @@ class ProductBlock {
         return layer ? p.words + LayerWords(p, layer - 1).end(0, 0) : (const u32*)p.x;
     }
 
+    // Those of this lane's columns. They are loaded a product ahead: where weights of a block are on their way, a load
+    // from the L2 cache takes as long as the words.
+    DEVICE float4 norm_weights(const float* weights) const {
+        float4 w = {};
+        if (warp() < num_norm_warps()) w = *(const float4*)(weights + partition_column(warp()));
+        return w;
+    }
+
     // The warps that have a row's partitions leave the normed rows in `scratch.x`. `keeps_residuals`: and what the down
     // projection is added to in this block in `scratch.residuals`.
-    DEVICE void norm(const float* weights, const u32* x, bool is_there, bool keeps_residuals) {
-        const NormParams norm = {weights, nullptr, p.cut.epsilon, p.cut.width, p.cut.inverse_width};
+    DEVICE void norm(float4 w, const u32* x, bool is_there, bool keeps_residuals) {
+        const NormParams norm = {nullptr, nullptr, p.cut.epsilon, p.cut.width, p.cut.inverse_width};
         const int column = partition_column(warp());
-        const float4 w = *(const float4*)(weights + column);
         const u32* places[TOKENS];
         uint4 quads[TOKENS];
         float4 v[TOKENS];
@@ -211,6 +221,14 @@ class ProductBlock {
             const float factor = norm_factor(norm, sum_in_order<NORM_PARTITIONS / 4>(scratch.norm_sums[token]));
             *(uint2*)(scratch.x(token) + column) = pack_quad(scale_quad(norm, w, column, v[token], factor));
         }
+    }
+
+    // Where word `number` is: found before the others have put their sums. Until then it is but a number, as registers
+    // are for weights.
+    DEVICE u32* place_of(u32 number) const {
+        u32* place = p.words + number;
+        compute_now(place);
+        return place;
     }
 
     // What this lane gives to ldmatrix for the columns from chunk `first` on: the rows of the tokens, again and again.
@@ -251,11 +269,11 @@ class ProductBlock {
         return false;
     }
 
-    DEVICE void multiply_qkv(int layer) {
+    DEVICE void multiply_qkv(int layer, float4 norm_weights) {
         const DecodeLayer& weights = p.layers[layer];
         const int num_warps = p.qkv.num_partitions, partition = tile_partition(p.qkv);
         if (warp() < num_norm_warps()) {
-            norm(weights.attention_norm, layer_x(layer), layer == 0, false);
+            norm(norm_weights, layer_x(layer), layer == 0, false);
             arrive_warps(QKV_X_BARRIER, num_warps + num_norm_warps());
             return;
         }
@@ -274,11 +292,12 @@ class ProductBlock {
         float acc[4] = {};
         fragments.multiply(acc, x, count);
         put_sums(scratch.tile_sums, partition, acc);
+        u32* place = place_of(to);
         if (!finishes(TILE_BARRIER, num_warps, partition == 0)) return;
         for_rows([&](int pass, int token, int row, bool is_one) {
             const float sum = sum_in_order<2>(scratch.tile_sums[token][row]);
             const u32 word = word_of_halves(__fadd_rn(sum, bias));
-            if (is_one && row % 2 == 0) publish(p.words + to + 2 * pass * p.places.qkv_words, word);
+            if (is_one && row % 2 == 0) publish(place + 2 * pass * p.places.qkv_words, word);
         });
     }
 
@@ -318,15 +337,16 @@ class ProductBlock {
         float acc[4] = {};
         fragments.multiply(acc, x, count);
         put_sums(scratch.tile_sums, partition, acc);
+        u32* place = place_of(to);
         if (!finishes(TILE_BARRIER, p.output.num_partitions, partition == 0)) return;
         for_rows([&](int pass, int token, int row, bool is_one) {
             const float sum = __fadd_rn(sum_in_order<2>(scratch.tile_sums[token][row]), 0.0f);
             const float y = fmaf(sum, 1.0f, residuals[pass]);
-            if (is_one) publish(p.words + to + 2 * pass * p.cut.width, __float_as_uint(y));
+            if (is_one) publish(place + 2 * pass * p.cut.width, __float_as_uint(y));
         });
     }
 
-    DEVICE void multiply_gate(int layer) {
+    DEVICE void multiply_gate(int layer, float4 norm_weights) {
         const DecodeLayer& weights = p.layers[layer];
         const int num_partitions = p.gate_up.num_partitions;
         if (warp() >= GATE_WARPS) return;
@@ -345,7 +365,7 @@ class ProductBlock {
             to = LayerWords(p, layer).activated(first_token_of_lane(),
                                                 (first_gate_tile() + warp()) * 4 + lane() % 16 / 2);
         compute_now(to), compute_now(x);
-        if (warp() < num_norm_warps()) norm(weights.ffn_norm, p.words + LayerWords(p, layer).middle(0, 0), false, true);
+        if (warp() < num_norm_warps()) norm(norm_weights, p.words + LayerWords(p, layer).middle(0, 0), false, true);
         sync_warps(GATE_X_BARRIER, GATE_WARPS);
         if (multiplies) {
             float acc[4] = {};
@@ -354,12 +374,13 @@ class ProductBlock {
         }
         // Those that go on to write where x is wait for all that read it.
         const bool waits = to != NOWHERE || (SHARES_X && warp() < num_down_warps());
+        u32* place = place_of(to);
         if (!finishes(GATE_BARRIER, GATE_WARPS, waits) || to == NOWHERE) return;
         for_rows([&](int pass, int token, int row, bool is_one) {
             const float y = __fadd_rn(sum_in_order<1>(scratch.gate_sums[warp()][token][row]), 0.0f);
             const float up = __shfl_down_sync(ALL_LANES, y, 8);
             const u32 word = word_of_halves(swiglu(y, up));
-            if (is_one && row < 8 && row % 2 == 0) publish(p.words + to + 2 * pass * p.places.activated_words, word);
+            if (is_one && row < 8 && row % 2 == 0) publish(place + 2 * pass * p.places.activated_words, word);
         });
     }
 
@@ -433,12 +454,13 @@ class ProductBlock {
             sums[0] = acc[0];
             if (has_second) sums[1] = acc[3];
         }
+        u32* place = place_of(to);
         if (!finishes(DOWN_BARRIER, num_warps, warp() == 0)) return;
         const float y = fmaf(__fadd_rn(sum_in_order<5>(scratch.down_sums[token_of_row][lane() % 8]), 0.0f), 1.0f,
                              scratch.residuals[token_of_row][lane() % 8]);
         if (lane() >= 8 * TOKENS) return;
         if (layer + 1 < p.cut.num_layers)
-            publish(p.words + to, __float_as_uint(y));
+            publish(place, __float_as_uint(y));
         else
             p.x[token_of_row * p.cut.width + row] = y;
     }
