@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -118,12 +120,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _why_no_gpu() -> str:
-    """Why there is no CUDA device for tests; empty if there is one."""
-    try:
-        from cuda.bindings import driver  # noqa: F401
-        from cupy.cuda import runtime
+    """Why there is no CUDA device for tests; empty if there is one.
 
-        runtime.getDeviceCount()
-    except (ImportError, RuntimeError) as error:
-        return f"no CUDA device: {error}"
-    return ""
+    Another process looks for it: forks of one that has begun with CUDA cannot use it (`tests.forked_run`).
+    """
+    look = "from cuda.bindings import driver; from cupy.cuda import runtime; runtime.getDeviceCount()"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False)
+    return f"no CUDA device: {done.stderr.strip().rpartition(chr(10))[2]}" if done.returncode else ""

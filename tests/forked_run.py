@@ -1,5 +1,7 @@
 """A pytest plugin: ``-n 6`` runs the files of tests in six processes, forks of the one that has collected them.
 
+With ``--dist load`` a file is run in parts, wherever there is nothing to do: for long files, on a machine with a GPU.
+
 Collecting all of the tests takes seconds of processor time and hundreds of megabytes, so one process does it for all.
 A process that has nothing to do gets the next file; what a file's tests share is made once. Fixtures of the session are
 made once in each process. Reports go to the first process, which writes them as if it had run the tests itself.
@@ -24,6 +26,8 @@ from typing import Any
 import pytest
 from _pytest._io import TerminalWriter
 
+PART = 4
+"""Tests of a file that are run one after the other."""
 INTERRUPTED_S = 60.0
 """So long a process that is interrupted may take to put things away."""
 END = None
@@ -32,9 +36,9 @@ END = None
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     # pytest keeps short options in lower case for itself; this one is known to everybody.
-    parser.getgroup("processes")._addoption(
-        "-n", dest="num_processes", type=int, default=0, help="run files of tests in so many processes"
-    )
+    group = parser.getgroup("processes")
+    group._addoption("-n", dest="num_processes", type=int, default=0, help="run files of tests in so many processes")
+    group.addoption("--dist", choices=["loadfile", "load"], default="loadfile", help="whole files, or parts of them")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -72,6 +76,8 @@ class _Run:
         for item in session.items:
             files.setdefault(str(item.path), []).append(item)
         self._files = list(files.values())
+        if session.config.getoption("dist") == "load":
+            self._files = [items[n : n + PART] for items in self._files for n in range(0, len(items), PART)]
         self._waiting = deque(range(len(self._files)))
         self._processes: dict[Any, _Process] = {}
         self._num_begun = 0

@@ -91,6 +91,18 @@ def test_what_belongs_to_a_file_or_the_session_is_made_once_in_each_process(tmp_
     assert sorted((tmp_path / "ended").read_text().split()) == sorted(made)
 
 
+def test_the_parts_of_a_long_file_are_run_in_several_processes(tmp_path: Path) -> None:
+    notes = "import os\nimport pytest\n@pytest.mark.parametrize('n', range(40))\ndef test_notes(n):\n"
+    notes += "    open('seen', 'a').write(f'{os.getpid()} {n}\\n')\n"
+    for options, num_processes in (["--dist", "load"], 3), ([], 1):
+        done = run(tmp_path, "-n", "3", *options, test_a=notes, test_b="", test_c="")
+        assert "40 passed" in done.stdout
+        seen = [line.split() for line in (tmp_path / "seen").read_text().splitlines()]
+        (tmp_path / "seen").unlink()
+        assert len({pid for pid, _ in seen}) == num_processes
+        assert sorted(int(number) for _, number in seen) == list(range(40))
+
+
 def told(text: str) -> list[str]:
     """What was said of each test, without times, ids of processes and folders."""
     return sorted(re.sub(r"in [\d.]+s|pytest-\d+/(process\d+/)?|0x\w+", "", line) for line in text.splitlines() if line)
