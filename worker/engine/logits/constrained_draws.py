@@ -9,7 +9,7 @@ from typing import NamedTuple
 from orcd.errors import OrcdError
 from worker.engine.cohort import Draw, DrawnTokens
 from worker.engine.logits.logprob_records import certain_record
-from worker.engine.logits.token_masks import constraint_error
+from worker.engine.logits.token_masks import by_batch, constraint_error
 from worker.engine.runner import PromptReport, Result, Results
 from worker.engine.sequence import Chunk, Sequence
 from worker.engine.token_constraint import ConstraintBatch, Drawn, take_alone
@@ -32,22 +32,18 @@ def take_draws(chunks: list[Chunk], results: Results, may_wait: Callable[[], boo
 
     With ``may_wait`` they take all that takes a moment, and the others one by one as long as that says so.
     """
-    bound = [number for number, (sequence, _, _) in enumerate(chunks) if sequence.constraint is not None]
-    batches: dict[ConstraintBatch | None, tuple[list[int], list[Drawn]]] = {}
-    for number in bound:
-        sequence = chunks[number].sequence
-        constraint = sequence.constraint
-        token_id = results.ids[number] if isinstance(results, DrawnTokens) else _drawn_id(results[number])
-        if constraint is None or token_id is None or sequence.finish_reason is not None:
-            continue
-        asked = batches.get(batch := constraint.batch)
-        if asked is None:
-            asked = batches[batch] = [], []
-        asked[0].append(number)
-        asked[1].append((constraint, token_id, sequence.most_tokens - len(sequence.token_ids)))
+    # In comprehensions, as there are hundreds.
+    ids = results.ids if isinstance(results, DrawnTokens) else [_drawn_id(each) for each in results]
+    of_bound = [
+        (number, (constraint, token_id, sequence.most_tokens - len(sequence.token_ids)))
+        for number, ((sequence, _, _), token_id) in enumerate(zip(chunks, ids, strict=True))
+        if (constraint := sequence.constraint) is not None and token_id is not None and sequence.finish_reason is None
+    ]
+    batches = by_batch(of_bound)
     changed: dict[int, int | Exception | None] = {}
     ended: list[Sequence] = []
-    for batch, (numbers, drawn) in batches.items():
+    for batch, asked in batches.items():
+        numbers, drawn = [number for number, _ in asked], [each for _, each in asked]
         taken: Series[int | Exception | None]
         if batch is None:
             taken = [take_alone(each) for each in drawn]

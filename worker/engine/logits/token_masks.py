@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from collections.abc import Sequence as Series
+from typing import TypeVar
 
 import numpy as np
 
 from orcd.errors import OrcdError, places
 from worker.engine.sequence import Sequence
-from worker.engine.token_constraint import Asked, ConstraintBatch, TokenConstraint, TokenMask
+from worker.engine.token_constraint import Asked, ConstraintBatch, Drawn, TokenConstraint, TokenMask
+
+Each = TypeVar("Each", Asked, Drawn)
 
 
 def num_mask_words(vocab_size: int) -> int:
@@ -35,24 +38,30 @@ def masks_of(sequences: Series[Sequence], num_words: int) -> list[TokenMask | in
     Or why it can draw nothing.
     """
     found: list[TokenMask | int | OrcdError] = [0] * len(sequences)
-    batches: dict[ConstraintBatch | None, tuple[list[int], list[Asked]]] = {}
-    for index, sequence in enumerate(sequences):
-        constraint = sequence.constraint
-        assert constraint is not None, "a mask for a sequence that draws from all ids"
-        asked = batches.get(batch := constraint.batch)
-        if asked is None:
-            asked = batches[batch] = [], []
-        asked[0].append(index)
-        asked[1].append((constraint, sequence.most_tokens - len(sequence.token_ids)))
-    for batch, (indices, each_asked) in batches.items():
+    of_bound = [
+        (index, (constraint, sequence.most_tokens - len(sequence.token_ids)))
+        for index, sequence in enumerate(sequences)
+        if (constraint := sequence.constraint) is not None
+    ]
+    assert len(of_bound) == len(sequences), "a mask for a sequence that draws from all ids"
+    for batch, asked in by_batch(of_bound).items():
+        each_asked = [each for _, each in asked]
         masks = [_mask_alone(*each, num_words) for each in each_asked] if batch is None else batch.masks(each_asked)
-        for index, mask in zip(indices, masks, strict=True):
+        for (index, _), mask in zip(asked, masks, strict=True):
             found[index] = constraint_error(mask) if isinstance(mask, Exception) else mask
     for index in [index for index, sequence in enumerate(sequences) if sequence.sampling.min_tokens]:
         found[index] = (
             without(found[index], sequences[index].banned_ids) if sequences[index].banned_ids else found[index]
         )
     return found
+
+
+def by_batch(asked: list[tuple[int, Each]]) -> dict[ConstraintBatch | None, list[tuple[int, Each]]]:
+    """What constraints are asked for, each with a number, by what asks them together; mostly that is one for all."""
+    batches = [each[0].batch for _, each in asked]
+    if len(found := set(batches)) < 2:
+        return dict.fromkeys(found, asked)
+    return {each: [one for one, batch in zip(asked, batches, strict=True) if batch == each] for each in found}
 
 
 def _mask_alone(constraint: TokenConstraint, num_left: int, num_words: int) -> TokenMask | Exception:
