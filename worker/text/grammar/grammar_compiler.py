@@ -17,7 +17,7 @@ from worker.text.grammar.known_closing import KnownClosings
 from worker.text.grammar.lexers import Lexers
 from worker.text.grammar.matcher_batch import MatcherBatch
 from worker.text.grammar.places.document_places import PROBES, DocumentPlaces
-from worker.text.grammar.places.early_masks import compute_early
+from worker.text.grammar.places.early_places import EarlyPlaces
 from worker.text.grammar.places.place_memory import PlaceMemory
 from worker.text.grammar.spelling import Spelling
 from worker.text.grammar.token_matcher import TokenMatcher
@@ -30,8 +30,8 @@ LEXER_FUEL = 200_000
 """For the regular expressions of a grammar: about 0.1 s. Those that take more keep other grammars waiting."""
 LEXERS_S = 0.1
 """Seconds for the lexers of a grammar, after which none is added: others wait to be compiled."""
-EARLY_MASKS_S = 0.1
-"""The same for masks that are computed before anybody asks."""
+EARLY_S = 0.1
+"""The same for what is found out before anybody asks."""
 SPARE_TOKENS = 16
 """By so many a closing that is found may be longer than the shortest one."""
 _TEXT = r'[^"\\\x00-\x1F\x7F]'
@@ -89,8 +89,8 @@ class GrammarCompiler:
         found = TokenMatcher(lexers, self._batch, rule, places)
         if found.min_tokens() is not None:
             if places is not None and self._batch.num_threads > 1:  # else no step waits for the dearest of its masks
-                end_s = time.monotonic() + EARLY_MASKS_S
-                compute_early(found, found.shortest, self._batch.num_words, end_s)
+                end_s = time.monotonic() + EARLY_S
+                EarlyPlaces(rule, self._batch.num_words, end_s).find(found, found.shortest)
             if places is not None:
                 places.begin_use()
             return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from worker.text.grammar.alphabet import MOST_PASSED, Alphabet
+from worker.text.grammar.alphabet import MOST_PASSED, SPACE, Alphabet
 
 MAX_CLOSINGS, MAX_REMAINDERS = 4096, 4096
 """Closings of a grammar, and tokens behind which what is left of one is kept; with more it is found out anew."""
@@ -31,7 +31,17 @@ class KnownClosings:
 class KnownClosing:
     """Tokens that close a document."""
 
-    __slots__ = ("_closings", "_ends", "_likely", "_most_text", "_remainders", "first_id", "length", "token_ids")
+    __slots__ = (
+        "_behind_texts",
+        "_closings",
+        "_ends",
+        "_likely",
+        "_most_text",
+        "_remainders",
+        "first_id",
+        "length",
+        "token_ids",
+    )
 
     def __init__(self, closings: KnownClosings, token_ids: tuple[int, ...]) -> None:
         self._closings = closings
@@ -40,6 +50,7 @@ class KnownClosing:
         self.first_id = token_ids[0] if token_ids else None
         self._remainders: dict[int, KnownClosing | None] = {}
         self._likely: dict[int, KnownClosing] = {}
+        self._behind_texts: dict[bytes, KnownClosing] = {}
         self._ends: tuple[KnownClosing, ...] | None = None
         self._most_text = -1
 
@@ -60,11 +71,16 @@ class KnownClosing:
         if found is None:
             if len(self._likely) >= MAX_REMAINDERS:
                 self._likely.clear()
-            found = self.remainder(token_id)
-            if found is None:
-                alphabet = self._closings.alphabet
-                is_text = not alphabet.kinds[token_id]
-                found = self if is_text else self._closings.of(alphabet.likely_remainder(self.token_ids, token_id))
+                self._behind_texts.clear()
+            found, alphabet = self.remainder(token_id), self._closings.alphabet
+            if found is None and not alphabet.kinds[token_id]:
+                found = self
+            elif found is None:  # which white space does not change
+                text = alphabet.texts[token_id].translate(None, SPACE)
+                found = self._behind_texts.get(text)
+                if found is None:
+                    found = self._closings.of(alphabet.likely_remainder(self.token_ids, token_id))
+                    self._behind_texts[text] = found
             self._likely[token_id] = found
         return found
 

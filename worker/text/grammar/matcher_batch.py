@@ -27,6 +27,8 @@ LONG_S = 0.0005
 """Behind a mask that took longer than that the next one probably does, too, and no step waits for it."""
 LEAST_TAKEN = 24
 """Fewer tokens are taken sooner than a thread wakes up: 5 us each, and up to 0.1 ms for that where cores are busy."""
+LEAST_COMPUTED = 6
+"""The same for masks: 60 us each."""
 
 
 def num_threads() -> int:
@@ -97,11 +99,11 @@ class MatcherBatch:
                 found[index] = error
         states = list(chain.from_iterable(by_lexer.values()))
         address: int = words.ctypes.data
-        if len(states) == 1:  # which is done before a thread has woken up
-            ((state, row),) = states
-            words[row] = 0
-            state.unsafe_compute_mask_ptr(address + row * words.strides[0], words.strides[0])
-        elif states:
+        if len(states) < LEAST_COMPUTED:
+            for state, row in states:
+                words[row] = 0
+                state.unsafe_compute_mask_ptr(address + row * words.strides[0], words.strides[0])
+        else:
             self._threads().unsafe_compute_mask_ptr(states, address, words.strides[0], words.shape[0])
         failed = {row for state, row in states if state.is_error()}
         for index, row in rows.items():

@@ -14,6 +14,7 @@ from tests.bench.structured_rates import SCHEMA
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, tokenizer_of, words_of
 from tests.worker.text.grammar.schemas import make_schemas
 from worker.engine.token_constraint import Asked, Drawn, TokenMask
+from worker.text.grammar import grammar_compiler
 from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
 from worker.text.grammar.matcher_batch import LEAST_TAKEN, LONG_S, MAX_THREADS, LateMask, MatcherBatch, num_threads
@@ -85,7 +86,8 @@ def test_masks_and_tokens_of_many_are_those_of_each_alone(
     assert num_replaced or num_answers < LEAST_TAKEN
 
 
-def test_what_is_not_known_in_a_moment_is_as_it_was() -> None:
+def test_what_is_not_known_in_a_moment_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_compiler, "EARLY_S", 0.0)
     first, again = (matchers(1)[0] for _ in range(2))
     token_id = drawn_of(mask_of(again, 500), random.Random(1))
     assert first.batch.take_known([(first, token_id, 500)]) == [None], "nobody has been there"
@@ -145,6 +147,7 @@ def test_an_answer_that_fails_where_its_place_is_looked_for_ends_alone(
 
 
 def test_a_mask_is_computed_once_for_all_that_are_in_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_compiler, "EARLY_S", 0.0)
     answers, num_computed = matchers(20), []
     compute = MatcherBatch._compute
     monkeypatch.setattr(MatcherBatch, "_compute", lambda *given: num_computed.append(len(given[2])) or compute(*given))

@@ -50,10 +50,9 @@ class DocumentPlaces:
         self._kept: dict[tuple[bytes, bytes], Place] = {}
         self._lengths: dict[bytes, dict[int, Place]] = {}  # by outlines behind which a string may have any text
         self._strings: dict[bytes, StringMasks] = {}  # of these
-        self._closings: dict[
-            bytes, dict[tuple[int, KnownClosing], KnownClosing]
-        ] = {}  # behind white space, by outlines
-        self._spaces: dict[bytes, SpaceMasks] = {}  # there
+        # Behind white space, by outlines.
+        self._closings: dict[bytes, dict[tuple[int, KnownClosing], KnownClosing]] = {}
+        self._spaces: dict[bytes, SpaceMasks] = {}
         self._families: dict[tuple[int, TokenMask], AlikeStrings] = {}
         self._masks: dict[bytes, TokenMask] = {}
         self._missed: dict[tuple[Place, int], Place] = {}  # what `after` has made of a token, for `follow`
@@ -206,7 +205,9 @@ class DocumentPlaces:
 
     def _behind(self, before: Place, token_id: int) -> Place:
         """The place behind ``before`` and a token that ends or begins something, as the texts of these tell."""
-        text = before.text + self._alphabet.texts[token_id]
+        text = self._alphabet.texts[token_id]
+        if self._only_spaces[token_id] or not before.text.isspace():  # else it is as if there was no white space
+            text = before.text + text
         lexed = read_lexemes(text, before.outer, before.is_name_next)
         outline, starts = before.outline, before.starts
         if lexed.num_closed:
@@ -263,8 +264,7 @@ class DocumentPlaces:
         if not half:
             return self._in_string(place, length)
         string = self._string_of(place)
-        outline, outer, starts = place.outline, place.outer, place.starts
-        text = b'"' + half
+        outline, text, outer, starts = place.outline, b'"' + half, place.outer, place.starts
         found = Place(outline, text, length, outer, False, -1, self._alphabet, {}, string, starts=starts, is_kept=False)
         if string.room(length):
             found.keep_forced(ANY_TOKEN, ())

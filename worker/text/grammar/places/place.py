@@ -60,7 +60,7 @@ class Place:
     """
     ends: dict[KnownClosing, bool] = field(default_factory=dict)
     """Whether these close the document, of some."""
-    next: dict[int, Place] = field(default_factory=dict)
+    next: dict[int, Place] = field(default_factory=dict, repr=False)
     """Places behind tokens, by their `Alphabet.shapes`."""
 
     def goes_on_with(self, token_id: int) -> bool:

@@ -30,9 +30,9 @@ class SpaceMasks:
     """Makes a mask of its words, or gives the one that there is of them."""
     masks: dict[int, TokenMask] = field(default_factory=dict)
     ends: dict[KnownClosing, bool] = field(default_factory=dict)
-    next: dict[int, Place] = field(default_factory=dict)
+    next: dict[int, Place] = field(default_factory=dict, repr=False)
     """See `worker.text.grammar.places.place.Place`: the same behind any white space, but for what goes on with it."""
-    places: dict[int, Place] = field(default_factory=dict)
+    places: dict[int, Place] = field(default_factory=dict, repr=False)
     """Places between the two parts, by how much white space has been written."""
 
     def forget(self) -> None:

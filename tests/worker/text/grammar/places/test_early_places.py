@@ -1,4 +1,4 @@
-"""Masks that are computed with their grammar are those that answers would have computed."""
+"""What is found out with a grammar is what answers would have found out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.bench.structured_rates import SCHEMA
-from tests.worker.text.grammar.compilers import BYTE_LEVEL, compiler_of, tokenizer_of
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, compiler_of, tokenizer_of, words_of
 from worker.text.grammar import grammar_compiler
 from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
@@ -21,7 +21,7 @@ NOTE = {"type": "object", "properties": {"note": {"type": "string"}}, "required"
 @pytest.fixture(autouse=True)
 def enough_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else the machine does: the tests are of what is computed, and one of that time may be up."""
-    monkeypatch.setattr(grammar_compiler, "EARLY_MASKS_S", 60.0)
+    monkeypatch.setattr(grammar_compiler, "EARLY_S", 60.0)
 
 
 def compiled(schema: Any, num_threads: int = 2) -> TokenMatcher:
@@ -50,6 +50,33 @@ def test_of_each_string_that_a_short_document_may_have_all_masks_are_known() -> 
         assert lengths == list(range(most))
 
 
+ORDER = '{ "order_number":7,\n"customer" : "","status":"open" ,"price":0,"comment":""}'
+
+
+@pytest.mark.parametrize("num_orders", [2, 3, 6])
+def test_of_documents_with_few_or_many_values_most_places_are_known(num_orders: int) -> None:
+    matcher, num_words = compiled(SCHEMA), -(-tokenizer_of(BYTE_LEVEL).vocab_size // 32)
+    answer, alone, num_known = matcher.copy(), compiled(SCHEMA, num_threads=1).copy(), 0
+    text = f"[{','.join([ORDER] * num_orders)}  ]".encode()
+    for byte in text:
+        token_id = matcher._rule.alphabet.of_byte(byte)
+        masks = [answer.batch.masks([(each, 900)])[0] for each in (answer, alone)]
+        np.testing.assert_array_equal(*[words_of(mask, num_words) for mask in masks])
+        if answer.goes_on(token_id, 900):
+            num_known += 1
+        else:
+            answer.take(token_id, 900)
+        alone.take(token_id, 900)
+    assert answer.is_complete
+    assert num_known > 0.75 * len(text)
+
+
+@pytest.mark.parametrize("schema", [NOTE, {"type": "array"}, {"type": "object"}])
+def test_where_documents_may_be_of_any_length_only_some_are_looked_at(schema: Any) -> None:
+    places = compiled(schema).places
+    assert places is not None and len(places._kept) < 1000
+
+
 def test_they_are_those_that_llguidance_computes_for_an_answer() -> None:
     early, alone = (
         compiled(SCHEMA["items"]),
@@ -74,7 +101,7 @@ def test_of_a_string_without_a_bound_one_is_enough() -> None:
 
 def test_where_nobody_shares_the_work_and_when_time_is_up_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not known_places(compiled(SCHEMA, num_threads=1))
-    monkeypatch.setattr(grammar_compiler, "EARLY_MASKS_S", 0.0)
+    monkeypatch.setattr(grammar_compiler, "EARLY_S", 0.0)
     assert not known_places(compiled(SCHEMA))
 
 
