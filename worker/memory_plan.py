@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -12,16 +13,19 @@ from kernels.batch import Step, dry_step, first
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.protocol import Device, GpuDevice, is_gpu
 from kernels.kernel_variants import common_variants
+from kernels.ops.copied.copy_value import copy_value
 from kernels.ops.matmul_tuning import tokens_of_shapes
 from kernels.runtime.compiler import Variant
 from kernels.runtime.device_array import DeviceArray
-from kernels.runtime.memory import ALIGNMENT, PAGE_BYTES, MemoryPlan
+from kernels.runtime.memory import ALIGNMENT, PAGE_BYTES, MemoryPlan, padded
+from kernels.weights.half_copy import IsCopied, half_bytes
 from kernels.weights.upload import STAGING_BYTES
 from worker.engine.cuda.buffers import StepBuffers, StepLimits
 from worker.engine.cuda.decode_graphs import make_buckets, short_contexts
 from worker.engine.cuda.logit_processing import report
 from worker.engine.cuda.prefix_grouping import prefixes_in
 from worker.engine.cuda.whole_step_graphs import MOST_GRAPHS
+from worker.model.config import ModelConfig
 from worker.model.gguf import GGUFFile
 from worker.model.kv_cache import KVCache, bytes_per_block, num_state_slots
 from worker.model.registry import Model, assemble_model, read_model_config
@@ -36,6 +40,8 @@ DECODE_GRAPHS = 2
 """Of each size, for steps with and without prefix groups."""
 CUDA_CONTEXT_BYTES = 16 << 20
 """What the driver takes after the budget was decided: the kernels' code and their stacks."""
+COPIES_SHARE = 4
+"""Copies of weights take up to one part in so many of what a KV cache could use: more sequences save more time."""
 LEAST_CACHE_TOKENS = 1024
 """A KV cache that is what the budget leaves must hold so many, or a whole context if that is shorter."""
 
@@ -51,6 +57,7 @@ class EngineMemoryPlan(msgspec.Struct, frozen=True):
     state_bytes: int  # of one state slot; 0: the model has no recurrent layers
     available_bytes: int | None
     variants: tuple[Variant, ...]  # of kernels that will be launched
+    copied: frozenset[int]  # numbers of the matrices that get a copy in float16
     model: Model  # that it was planned with, which has no memory
 
     @property
@@ -69,50 +76,122 @@ class EngineMemoryPlan(msgspec.Struct, frozen=True):
         return None if self.available_bytes is None else self.memory.total_bytes <= self.available_bytes
 
 
+class _Layout(NamedTuple):
+    """A model on a device without memory, after its largest steps ran there."""
+
+    dry: DryRunDevice
+    model: Model
+    num_graphs: int
+
+    @property
+    def copies_bytes(self) -> int:
+        """Of float16 copies of matrices."""
+        return self.dry.weight_copies.high_water_bytes
+
+    @property
+    def copied(self) -> frozenset[int]:
+        """The numbers of the matrices that have one."""
+        matrices = enumerate(self.dry.store.multiplied)
+        return frozenset(number for number, matrix in matrices if matrix.half_copy is not None)
+
+
 def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Settings) -> EngineMemoryPlan:
     """The plan of an engine with ``settings`` on ``device``. Raises `ModelLoadFailed`.
 
     A KV cache whose size is not set gets what the budget leaves, but no more than the longest sequences that may run at
-    once can fill; where there is no budget, the least that would do.
+    once can fill; where there is no budget, the least that would do. Float16 copies of matrices take what a KV cache
+    cannot use, and up to `COPIES_SHARE` of what it can.
     """
-    dry = DryRunDevice(device.name, device.gpu, device.cache_format)
-    model = assemble_model(read_model_config(gguf), Weights(gguf, dry), dry)
-    context_length = min(settings.context_length or model.config.context_length, model.config.context_length)
-    block_tokens, max_sequences = settings.kv_block_tokens, min(settings.max_sequences, settings.step_tokens)
-    vocab_size = model.config.vocab_size
-    state_bytes = model.bytes_per_state
-    limits = StepLimits(
-        block_tokens, settings.step_tokens, max_sequences, context_length, vocab_size, has_states=state_bytes > 0
-    )
-    _run_largest_steps(model, dry, limits)
-    buckets = make_buckets(max_sequences)
-    num_long = len(short_contexts(model, buckets))  # of contexts longer than these
-    num_graphs = GRAPHS_PER_STEP * (DECODE_GRAPHS * len(buckets) + num_long + MOST_GRAPHS)
-    without_cache = replace(_plan(dry, num_graphs=num_graphs), kv_cache=0)
-    block_bytes = bytes_per_block(model.config, device.cache_format, block_tokens)
+    config = read_model_config(gguf)
+    context_length = min(settings.context_length or config.context_length, config.context_length)
+    max_sequences = min(settings.max_sequences, settings.step_tokens)
+
+    def lay_out(is_copied: IsCopied | None) -> _Layout:
+        return _lay_out(gguf, device, settings, config, context_length, is_copied)
+
+    has_budget = device.budget_bytes is not None
+    layout = lay_out((lambda _, matrix: copy_value(device.gpu, matrix) > 0) if has_budget else None)
+    block_bytes = bytes_per_block(config, device.cache_format, settings.kv_block_tokens)
+    state_bytes = layout.model.bytes_per_state
     # Each array starts aligned; two are a state's.
-    padding_bytes = (device.cache_format.num_arrays + 2) * model.config.num_layers * ALIGNMENT
+    padding_bytes = (device.cache_format.num_arrays + 2) * config.num_layers * ALIGNMENT
+    context_blocks = -(-context_length // settings.kv_block_tokens)
+    least = -(-min(context_length, LEAST_CACHE_TOKENS) // settings.kv_block_tokens)
+    most = max_sequences * context_blocks
+
+    def left_blocks(without_cache: MemoryPlan) -> int:
+        left_bytes = ((device.budget_bytes or 0) - without_cache.total_bytes) // PAGE_BYTES * PAGE_BYTES
+        left_bytes -= padding_bytes + num_state_slots(state_bytes, settings, most) * state_bytes
+        return left_bytes // block_bytes
+
+    if layout.copies_bytes:
+        left = left_blocks(replace(_plan(layout.dry, num_graphs=layout.num_graphs), kv_cache=0, weight_copies=0))
+        if settings.kv_cache_bytes:
+            room_blocks = left - settings.kv_cache_bytes // block_bytes
+        else:  # no context must become too long for the cache
+            room_blocks = max(left - most, min(left // COPIES_SHARE, left - context_blocks))
+        room_bytes = max(0, room_blocks * block_bytes // PAGE_BYTES * PAGE_BYTES)
+        if layout.copies_bytes > room_bytes:
+            chosen = _most_valuable(layout.dry, room_bytes)
+            layout = lay_out(lambda number, _: number in chosen)
+    without_cache = replace(_plan(layout.dry, num_graphs=layout.num_graphs), kv_cache=0)
     if settings.kv_cache_bytes:
         num_blocks = settings.kv_cache_bytes // block_bytes
     else:
-        least = -(-min(context_length, LEAST_CACHE_TOKENS) // block_tokens)
-        most = max_sequences * -(-context_length // block_tokens)
-        left_bytes = ((device.budget_bytes or 0) - without_cache.total_bytes) // PAGE_BYTES * PAGE_BYTES
-        left_bytes -= padding_bytes + num_state_slots(state_bytes, settings, most) * state_bytes
-        num_blocks = max(least, min(most, left_bytes // block_bytes))
+        num_blocks = max(least, min(most, left_blocks(without_cache)))
     num_states = num_state_slots(state_bytes, settings, num_blocks)
     cache_bytes = num_blocks * block_bytes + num_states * state_bytes + padding_bytes  # they lie in one allocation
     return EngineMemoryPlan(
         memory=replace(without_cache, kv_cache=cache_bytes),
         num_blocks=num_blocks,
         block_bytes=block_bytes,
-        block_tokens=block_tokens,
+        block_tokens=settings.kv_block_tokens,
         num_states=num_states,
         state_bytes=state_bytes,
         available_bytes=device.budget_bytes,
-        variants=_variants(dry),
-        model=model,
+        variants=_variants(layout.dry),
+        copied=layout.copied,
+        model=layout.model,
     )
+
+
+def _lay_out(
+    gguf: GGUFFile,
+    device: GpuDevice | DryRunDevice,
+    settings: Settings,
+    config: ModelConfig,
+    context_length: int,
+    is_copied: IsCopied | None,
+) -> _Layout:
+    dry = DryRunDevice(device.name, device.gpu, device.cache_format, is_copied)
+    model = assemble_model(config, Weights(gguf, dry), dry)
+    max_sequences = min(settings.max_sequences, settings.step_tokens)
+    limits = StepLimits(
+        settings.kv_block_tokens,
+        settings.step_tokens,
+        max_sequences,
+        context_length,
+        config.vocab_size,
+        has_states=model.bytes_per_state > 0,
+    )
+    _run_largest_steps(model, dry, limits)
+    buckets = make_buckets(max_sequences)
+    num_long = len(short_contexts(model, buckets))  # of contexts longer than these
+    return _Layout(dry, model, GRAPHS_PER_STEP * (DECODE_GRAPHS * len(buckets) + num_long + MOST_GRAPHS))
+
+
+def _most_valuable(dry: DryRunDevice, room_bytes: int) -> frozenset[int]:
+    """The numbers of the matrices whose copies save most time for their bytes, as many as there is room for."""
+    matrices = enumerate(dry.store.multiplied)
+    copied = [(number, matrix) for number, matrix in matrices if matrix.half_copy is not None]
+    copied.sort(key=lambda pair: copy_value(dry.gpu, pair[1]) / half_bytes(pair[1]), reverse=True)
+    chosen = set()
+    for number, matrix in copied:
+        num_bytes = padded(half_bytes(matrix))
+        if num_bytes <= room_bytes:
+            chosen.add(number)
+            room_bytes -= num_bytes
+    return frozenset(chosen)
 
 
 def reserve(gguf: GGUFFile, device: GpuDevice, settings: Settings) -> Settings:
@@ -121,7 +200,7 @@ def reserve(gguf: GGUFFile, device: GpuDevice, settings: Settings) -> Settings:
     Returns the settings with the size of the KV cache. Raises `kernels.errors.OutOfDeviceMemory`, `ModelLoadFailed`.
     """
     plan = plan_memory(gguf, device, settings)
-    device.allocate(plan.memory, plan.variants)
+    device.allocate(plan.memory, plan.variants, plan.copied)
     return dataclasses.replace(settings, kv_cache_bytes=settings.kv_cache_bytes or plan.num_blocks * plan.block_bytes)
 
 
@@ -175,6 +254,7 @@ def _plan(dry: DryRunDevice, *, num_graphs: int) -> MemoryPlan:
     """What was laid out on ``dry``, and what the driver needs beside it."""
     return MemoryPlan(
         weights=dry.weights.high_water_bytes,
+        weight_copies=dry.weight_copies.high_water_bytes,
         kv_cache=dry.kv_cache.high_water_bytes,
         scratch=max(dry.context.high_water_bytes, STAGING_BYTES),  # first of all, weights are uploaded through it
         step_buffers=dry.step_buffers.high_water_bytes,

@@ -20,6 +20,7 @@ from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import Arena
+from kernels.weights.half_copy import HalfCopies, IsCopied
 from kernels.weights.packed import Experts, PackedMatrix, Projection, Router
 from kernels.weights.upload import PinnedBuffers
 from kernels.weights.weight_store import PackedWeightStore
@@ -34,12 +35,25 @@ class ArenaDevice:
     max_vocab: int | None = MAX_VOCAB
     budget_bytes: int | None = None
 
-    def __init__(self, name: str, gpu: GpuSpec, description: str, cache_format: CacheFormat = FLOAT16) -> None:
+    def __init__(
+        self,
+        name: str,
+        gpu: GpuSpec,
+        description: str,
+        cache_format: CacheFormat = FLOAT16,
+        is_copied: IsCopied | None = None,
+    ) -> None:
         self.name = name
         self.cache_format = cache_format
         self.gpu = gpu
         self.description = description
-        self.use(Context(gpu), weights=Arena(0, None), kv_cache=Arena(0, None), step_buffers=Arena(0, None))
+        self.use(
+            Context(gpu),
+            weights=Arena(0, None),
+            kv_cache=Arena(0, None),
+            step_buffers=Arena(0, None),
+            copies=HalfCopies(Arena(0, None), is_copied) if is_copied else None,
+        )
 
     def use(
         self,
@@ -48,14 +62,16 @@ class ArenaDevice:
         weights: Arena,
         kv_cache: Arena,
         step_buffers: Arena,
+        copies: HalfCopies | None = None,
         buffers: PinnedBuffers | None = None,
     ) -> None:
         """Work with this context and these arenas from now on. Weights are loaded through ``buffers``."""
         self.context = context
         self.weights, self.kv_cache, self.step_buffers = weights, kv_cache, step_buffers
+        self.weight_copies = copies.arena if copies else Arena(0, 0)
         ops: Ops[DeviceArray, PackedMatrix, Projection, Router, Experts, Rotation, AttentionPlan] = CudaOps(context)
         self.ops = cast(AnyOps, ops)
-        self.store = PackedWeightStore(context, weights, buffers)
+        self.store = PackedWeightStore(context, weights, buffers, copies)
 
     def begin_step(self) -> Allocate[DeviceArray]:
         """Start a forward pass: gives arrays of the scratch memory that live until the next one starts."""

@@ -20,6 +20,7 @@ from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import Arena, DeviceMemory, MemoryPlan, pinned, verify_residency
 from kernels.runtime.module_cache import ModuleCache
+from kernels.weights.half_copy import HalfCopies
 from kernels.weights.upload import PinnedBuffers
 
 OLDEST = (8, 0)  # compute capability with cp.async and mma of float16
@@ -50,10 +51,13 @@ class CudaDevice(ArenaDevice):
         """Device memory that nobody uses now."""
         return cuda_runtime.memory_info()[0]
 
-    def allocate(self, plan: MemoryPlan, variants: Iterable[Variant] = ()) -> None:
+    def allocate(
+        self, plan: MemoryPlan, variants: Iterable[Variant] = (), copied: frozenset[int] = frozenset()
+    ) -> None:
         """Take all the memory that will ever be used, and a `context` that launches; raises `OutOfDeviceMemory`.
 
         ``variants`` are compiled, on all cores, and loaded here: no later launch of them waits for a compiler.
+        ``copied``: the numbers of the matrices that get a copy in float16.
         """
         plan.check(self.budget_bytes)
         self.modules.prepare(variants)
@@ -62,8 +66,12 @@ class CudaDevice(ArenaDevice):
             for name in ("weights", "kv_cache", "step_buffers", "scratch")
         )
         context = Context(self.gpu, modules=self.modules, stream=self.stream, arena=scratch)
+        copies = None
+        if plan.weight_copies:
+            arena = self._memory.allocate("weight copies", plan.weight_copies)
+            copies = HalfCopies(arena, lambda number, _: number in copied)
         buffers, self._buffers = self._buffers, None  # the store gives them back when all is loaded
-        self.use(context, weights=weights, kv_cache=kv_cache, step_buffers=step_buffers, buffers=buffers)
+        self.use(context, weights=weights, kv_cache=kv_cache, step_buffers=step_buffers, copies=copies, buffers=buffers)
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An array in page-locked host memory, for the asynchronous copies."""

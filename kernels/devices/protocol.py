@@ -176,9 +176,12 @@ class GpuDevice(Device, Protocol):
     def step_buffers(self) -> Arena:
         """Memory of a step's inputs and of what it draws."""
 
-    def allocate(self, plan: MemoryPlan, variants: Iterable[Variant] = ()) -> None:
+    def allocate(
+        self, plan: MemoryPlan, variants: Iterable[Variant] = (), copied: frozenset[int] = frozenset()
+    ) -> None:
         """Take all the memory that will ever be used, and compile and load ``variants``.
 
+        ``copied``: the numbers of the matrices that get a copy in float16, in the order in which they are laid out.
         Raises `kernels.errors.OutOfDeviceMemory` and `kernels.errors.CompileFailed`.
         """
 

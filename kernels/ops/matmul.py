@@ -9,6 +9,9 @@ from functools import partial
 import numpy as np
 
 from kernels.ops.activation import geglu_rows, swiglu_rows
+from kernels.ops.copied import copied_matmul
+from kernels.ops.copied.copied_matmul import LEAST_TOKENS, copied_shape, multiply_copied
+from kernels.ops.copied.copy_value import OVER_ESTIMATE_US
 from kernels.ops.matmul_params import (
     NO_ROUTING,
     Epilogue,
@@ -207,9 +210,10 @@ _OF_ESTIMATE = 0.88
 def _multiply_many(context: Context, product: Product) -> None:
     """Any number of tokens, by the kernel that takes less time."""
     num_tokens, matrix = product.out.shape[0], product.matrix
+    has_copy = matrix.half_copy is not None
     multiply: Callable[[Context, Product], None] = multiply_tiled
     least_us = _tile_shape(context, matrix, num_tokens).estimated_us
-    if unpacked_matmul.is_suitable(context.gpu, product):
+    if not has_copy and unpacked_matmul.is_suitable(context.gpu, product):
         size, estimated_us = unpacked_shape(context.gpu, matrix, num_tokens)
         if estimated_us < least_us:
             multiply = partial(multiply_unpacked, size=size)
@@ -221,7 +225,18 @@ def _multiply_many(context: Context, product: Product) -> None:
     if sliced_k_matmul.is_suitable(context.gpu, product):
         size, estimated_us = sliced_k_shape(context.gpu, matrix, num_tokens)
         if estimated_us < least_us:
-            multiply = partial(multiply_sliced_k, size=size)
+            multiply, least_us = partial(multiply_sliced_k, size=size), estimated_us
+    # Of one partition stream-K is as fast.
+    if has_copy and num_tokens >= (LEAST_TOKENS if matrix.num_partitions > 1 else stream_k_matmul.MAX_TOKENS + 1):
+        least_us += OVER_ESTIMATE_US
+        if unpacked_matmul.is_suitable(context.gpu, product):
+            size, estimated_us = unpacked_shape(context.gpu, matrix, num_tokens)
+            if estimated_us < least_us:
+                multiply, least_us = partial(multiply_unpacked, size=size), estimated_us
+        if copied_matmul.is_suitable(context.gpu, product):
+            size, estimated_us = copied_shape(context.gpu, matrix, num_tokens)
+            if estimated_us < least_us:
+                multiply = partial(multiply_copied, size=size)
     multiply(context, product)
 
 

@@ -23,10 +23,11 @@ def padded(num_bytes: int, unit: int = ALIGNMENT) -> int:
     return -(-num_bytes // unit) * unit
 
 
-class MemoryPlan(msgspec.Struct, frozen=True):
-    """Bytes of device memory by use. The first four are allocated at start; the rest is left to the driver."""
+class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of device memory by use. The first five are allocated at start; the rest is left to the driver."""
 
     weights: int
+    weight_copies: int = 0  # in float16, of matrices that are multiplied by many tokens
     kv_cache: int
     scratch: int  # activations and workspaces of a step; before the first, what weights are uploaded through
     step_buffers: int  # a step's inputs and the ids it chose

@@ -63,6 +63,7 @@ class PackedMatrix:
         DeviceArray | None
     )  # int32 [num_experts, num_rows] of a format with `has_row_base`: largest exponent of each row
     bias: DeviceArray | None  # float32 [num_experts, num_rows]
+    half_copy: DeviceArray | None = None  # float16 as `kernels.weights.half_copy` has it
 
     @cached_property
     def params(self) -> MatrixParams:

@@ -7,6 +7,7 @@ device the same calls only find out how many bytes are needed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import msgspec
@@ -19,6 +20,7 @@ from kernels.runtime.launcher import Context
 from kernels.runtime.memory import Arena
 from kernels.weights.dequant import dequantise
 from kernels.weights.formats import WIDEST
+from kernels.weights.half_copy import HalfCopies, allocate_half, unpack
 from kernels.weights.packed import Experts, PackedMatrix, Projection, Router, SharedExpert, packed_bytes
 from kernels.weights.parameters import SharedWeights, Weight
 from kernels.weights.repack import Placement, repack_rows, variant_for
@@ -40,18 +42,26 @@ class _Source(msgspec.Struct, frozen=True, eq=False):
 class PackedWeightStore:
     """Lays weights out in ``arena`` and uploads them through ``context``."""
 
-    def __init__(self, context: Context, arena: Arena, buffers: PinnedBuffers | None = None) -> None:
-        """What is loaded goes through ``buffers``; without, some are made for it."""
+    def __init__(
+        self,
+        context: Context,
+        arena: Arena,
+        buffers: PinnedBuffers | None = None,
+        copies: HalfCopies | None = None,
+    ) -> None:
+        """What is loaded goes through ``buffers``; without, some are made for it. ``copies`` are made of it then."""
         self._context = context
         self._arena = arena
         self._sources: list[_Source] = []
         self._vectors: list[tuple[DeviceArray, NDArray[np.float32]]] = []
         self._flags = arena.allocate((MAX_TENSORS,), np.int32)  # of each source: it holds NaN or infinity
         self._buffers = buffers
+        self._copies = copies
+        self.multiplied: list[PackedMatrix] = []  # all but embedding tables, in the order of the calls
 
     def table(self, weight: Weight) -> PackedMatrix:
         """An embedding table."""
-        return self._stack([weight])
+        return self._stack([weight], is_multiplied=False)
 
     def tied_head(self, weight: Weight) -> tuple[PackedMatrix, Projection]:
         """One matrix as embedding table and as output head."""
@@ -143,6 +153,9 @@ class PackedWeightStore:
             for array, values in self._vectors:  # small and many: a copy costs a few microseconds, a buffer far more
                 stream.copy_to_device(array.pointer, values.ctypes.data, values.nbytes)
             upload.run(transfers, progress)
+        for matrix in self.multiplied:
+            if matrix.half_copy is not None:
+                unpack(self._context, matrix, matrix.half_copy)
         flags = np.empty(len(self._sources), np.int32)
         stream.copy_to_host(flags.ctypes.data, self._flags.pointer, flags.nbytes)
         stream.synchronise()
@@ -165,9 +178,9 @@ class PackedWeightStore:
         gate_up, down = self.gate_up([shared.gate, shared.up]), self.projection([shared.down])
         return SharedExpert(gate_up, down, self.vector(shared.output_gate))
 
-    def _stack(self, weights: Sequence[Weight]) -> PackedMatrix:
+    def _stack(self, weights: Sequence[Weight], *, is_multiplied: bool = True) -> PackedMatrix:
         num_rows = sum(weight.num_outputs for weight in weights)
-        matrix = self._matrix(weights, num_rows, 1, gated=False)
+        matrix = self._matrix(weights, num_rows, 1, gated=False, is_multiplied=is_multiplied)
         row = 0
         for weight in weights:
             self._place(weight, matrix, Placement(weight.num_outputs, row_offset=row))
@@ -186,7 +199,9 @@ class PackedWeightStore:
             self._place(weight, matrix, placement)
         return matrix
 
-    def _matrix(self, weights: Sequence[Weight], num_rows: int, num_experts: int, *, gated: bool) -> PackedMatrix:
+    def _matrix(
+        self, weights: Sequence[Weight], num_rows: int, num_experts: int, *, gated: bool, is_multiplied: bool = True
+    ) -> PackedMatrix:
         formats, width = {weight.format.name for weight in weights}, weights[0].num_inputs
         format_ = weights[0].format if len(formats) == 1 else WIDEST
         if width % COLUMN_GRANULE:
@@ -197,7 +212,13 @@ class PackedWeightStore:
             self._context.note_variant(*variant_for(weight.format, format_))
         packed = self._arena.allocate((num_experts, packed_bytes(format_, num_rows, width)), np.uint8)
         base = self._arena.allocate((num_experts, num_rows), np.int32) if format_.has_row_base else None
-        return PackedMatrix(format_, num_rows, width, num_experts, gated, packed, base, self._bias(weights, gated))
+        matrix = PackedMatrix(format_, num_rows, width, num_experts, gated, packed, base, self._bias(weights, gated))
+        if not is_multiplied:
+            return matrix
+        if self._copies is not None and self._copies.is_copied(len(self.multiplied), matrix):
+            matrix = replace(matrix, half_copy=allocate_half(self._context, self._copies.arena, matrix))
+        self.multiplied.append(matrix)
+        return matrix
 
     def _bias(self, weights: Sequence[Weight], gated: bool) -> DeviceArray | None:
         """Biases in the order of the packed rows; zeros for a matrix without among others with."""

@@ -17,8 +17,12 @@ class PlannedGpu(DryRunDevice):
         self.budget_bytes = budget_bytes
         self.allocated: list[MemoryPlan] = []
         self.prepared: set[str] = set()
+        self.copied: frozenset[int] = frozenset()
 
-    def allocate(self, plan: MemoryPlan, variants: Iterable[Variant] = ()) -> None:
+    def allocate(
+        self, plan: MemoryPlan, variants: Iterable[Variant] = (), copied: frozenset[int] = frozenset()
+    ) -> None:
         plan.check(self.budget_bytes)
         self.allocated.append(plan)
+        self.copied = copied
         self.prepared = set(map(str, variants))

@@ -55,7 +55,7 @@ def total_without_cache(gguf: GGUFFile) -> int:
 
 def test_every_use_of_memory_is_in_the_plan(gguf: GGUFFile) -> None:
     plan = plan_memory(gguf, DryRunDevice("cuda:0"), SETTINGS)
-    assert all(num_bytes > 0 for _, num_bytes in plan.memory.lines())
+    assert {name for name, num_bytes in plan.memory.lines() if not num_bytes} == {"weight copies"}, "without a budget"
     weights = sum(tensor.num_bytes for tensor in gguf.tensors.values())
     assert weights < plan.memory.weights < 2 * weights + 2**21  # some padding, and scales of 8 bits for those of 6
     assert plan.available_bytes is None

@@ -195,6 +195,7 @@ def _vram_lines(plan: VramPlan) -> list[str]:
     states = {f"states in {plan.state_slots:,} slots": plan.states_bytes} if plan.state_slots else {}
     uses = {
         "weights": plan.weights_bytes,
+        "copies of weights in float16, for many tokens": plan.weight_copies_bytes,
         f"KV cache of {plan.kv_cache_tokens:,} tokens ({plan.kv_cache_type})": plan.kv_cache_bytes,
         **states,
         "activations and scratch": plan.scratch_bytes,

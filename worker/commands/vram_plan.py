@@ -27,6 +27,7 @@ class VramPlan(msgspec.Struct, frozen=True):
     device: str
     device_name: str
     weights_bytes: int
+    weight_copies_bytes: int
     kv_cache_bytes: int
     kv_cache_tokens: int
     kv_cache_type: str

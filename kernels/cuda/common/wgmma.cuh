@@ -43,6 +43,7 @@ DEVICE void take_registers() {
 #define NAMES_80 NAMES_64 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define NAMES_96 NAMES_80 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define NAMES_128 NAMES_96 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define NAMES_144 NAMES_128 ", %64, %65, %66, %67, %68, %69, %70, %71"
 #define NAMES_160 NAMES_128 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 #define NAMES_192 NAMES_160 ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define NAMES_224 \
@@ -58,6 +59,7 @@ DEVICE void take_registers() {
 #define OPERANDS_80(d) OPERANDS_64(d), FOUR(d, 8), FOUR(d, 9)
 #define OPERANDS_96(d) OPERANDS_80(d), FOUR(d, 10), FOUR(d, 11)
 #define OPERANDS_128(d) OPERANDS_96(d), FOUR(d, 12), FOUR(d, 13), FOUR(d, 14), FOUR(d, 15)
+#define OPERANDS_144(d) OPERANDS_128(d), FOUR(d, 16), FOUR(d, 17)
 #define OPERANDS_160(d) OPERANDS_128(d), FOUR(d, 16), FOUR(d, 17), FOUR(d, 18), FOUR(d, 19)
 #define OPERANDS_192(d) OPERANDS_160(d), FOUR(d, 20), FOUR(d, 21), FOUR(d, 22), FOUR(d, 23)
 #define OPERANDS_224(d) OPERANDS_192(d), FOUR(d, 24), FOUR(d, 25), FOUR(d, 26), FOUR(d, 27)
@@ -91,8 +93,12 @@ WGMMA_64(256, 128, 129, 130, 131, 132)
                      : OPERANDS_##N(d)                                                                   \
                      : "l"(a), "l"(b), "r"((u32)adds));                                                  \
     }
+WGMMA_64_SHARED(32, 16, 17, 18)
+WGMMA_64_SHARED(48, 24, 25, 26)
 WGMMA_64_SHARED(64, 32, 33, 34)
+WGMMA_64_SHARED(96, 48, 49, 50)
 WGMMA_64_SHARED(128, 64, 65, 66)
+WGMMA_64_SHARED(144, 72, 73, 74)
 WGMMA_64_SHARED(160, 80, 81, 82)
 WGMMA_64_SHARED(192, 96, 97, 98)
 WGMMA_64_SHARED(256, 128, 129, 130)
@@ -128,7 +134,7 @@ DEVICE u64 wgmma_columns_descriptor(u32 address, int rows) {
 #undef NAMES_80
 #undef NAMES_96
 #undef NAMES_128
-#undef NAMES_8
+#undef NAMES_144
 #undef NAMES_160
 #undef NAMES_192
 #undef NAMES_224
@@ -141,7 +147,7 @@ DEVICE u64 wgmma_columns_descriptor(u32 address, int rows) {
 #undef OPERANDS_80
 #undef OPERANDS_96
 #undef OPERANDS_128
-#undef OPERANDS_8
+#undef OPERANDS_144
 #undef OPERANDS_160
 #undef OPERANDS_192
 #undef OPERANDS_224

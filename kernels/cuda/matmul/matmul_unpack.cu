@@ -1,6 +1,5 @@
-// Packed weights -> float16, as matmul_unpacked_N multiplies them: [row tiles of 128, chunks of 64 columns, 128, 64],
-// the 16-byte vectors of each row swizzled: vector ^ row % 8. The very numbers that the other kernels make in
-// registers.
+// Packed weights -> float16, as matmul_unpacked_N multiplies them: [chunks of 64 columns, rows in 128s, 64], the
+// 16-byte vectors of each row swizzled: vector ^ row % 8. The very numbers that the other kernels make in registers.
 #include "matmul.cuh"
 
 struct UnpackParams {
@@ -40,10 +39,11 @@ KERNEL __launch_bounds__(32 * WARPS) matmul_unpack(const __grid_constant__ Unpac
 #pragma unroll
     for (int i = 0; i < STAGES; i++) copy(first + i, i);
     wait_for_previous();
-    u8* out = p.out + (((i64)(tile / 8) * num_chunks + first) * 128 + tile % 8 * 16) * 128 + lane * 16;
+    const i64 step = (i64)gridDim.y * WARPS * 2048;
+    u8* out = p.out + first * step + tile * 2048 + lane * 16;
     int stage = 0;
 #pragma unroll 1
-    for (int chunk = first; chunk < last; chunk++, out += 128 * 128) {
+    for (int chunk = first; chunk < last; chunk++, out += step) {
         copy_wait<STAGES - 1>();
         Raw<FORMAT> raw;
         Staged<FORMAT>::load(raw, stages + stage * Staged<FORMAT>::bytes, lane);

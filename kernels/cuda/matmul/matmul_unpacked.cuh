@@ -54,11 +54,12 @@ DEVICE void copy_tiles(const UnpackedParams& p, u32 stages) {
     using R = Ring<TOKENS>;
     const u32 full = stages + R::barriers_at, empty = full + 8 * R::stages;
     const int num_chunks = p.tiled.matrix.num_units * p.unit_chunks;
+    const i64 step = (i64)((p.tiled.matrix.num_rows + 127) / 128) * R::weight_bytes;
     RingPlace place;
     for (Tile tile; tile.find(p, TOKENS); tile.advance()) {
-        const u8* weights = p.weights + (i64)tile.row_tile * num_chunks * R::weight_bytes;
+        const u8* weights = p.weights + (i64)tile.row_tile * R::weight_bytes;
 #pragma unroll 1
-        for (int chunk = 0; chunk < num_chunks; chunk++, weights += R::weight_bytes) {
+        for (int chunk = 0; chunk < num_chunks; chunk++, weights += step) {
             const u32 stage = stages + place.stage * R::stage_bytes, barrier = full + 8 * place.stage;
             barrier_wait(empty + 8 * place.stage, place.phase ^ 1);
             barrier_arrive_expecting(barrier, R::stage_bytes);

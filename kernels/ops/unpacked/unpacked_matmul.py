@@ -6,6 +6,7 @@ bits. What is unpacked lies in scratch memory until the product is done.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,14 +17,14 @@ from kernels.ops.matmul_tuning import shaped_as
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_constants, declare_traits
 from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
-from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.runtime.tma import TensorMap, tensor_map
 from kernels.weights.formats import CHUNK
-from kernels.weights.packed import MatrixParams, PackedMatrix
+from kernels.weights.half_copy import PADDED_ROWS, can_unpack, half_bytes, half_shape, unpack
+from kernels.weights.packed import PackedMatrix
 
-TILE_ROWS = 128  # outputs of a block
+TILE_ROWS = PADDED_ROWS  # outputs of a block
 SLICE_TOKENS = 32  # whose outputs the copy engine stores at once
 STORE_BYTES = 12 << 10  # of shared memory for the outputs of a warpgroup: those of a gated tile of 192 tokens
 SUMMING_SIZES = (128, 160, 192)
@@ -31,31 +32,20 @@ SUMMING_SIZES = (128, 160, 192)
 LARGEST_SIZE = 256
 """Tokens of a tile for matrices of one partition."""
 
-UNPACKED_FORMATS = ("Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
-"""What files of the mixtures Q4_K_M to Q8_0 hold. Others, but for those with `has_row_base`, only want testing."""
-
 MOST_BYTES = 256 << 20
 """Of a matrix that is unpacked; larger ones are left to matmul_tiled_N."""
 
 _GENERIC_FORMAT = "F16"  # matmul_unpacked.cu is the same for all formats without `has_row_base`
 _GROUP_BYTES = 16 << 20  # of unpacked weights that take turns with each tile of tokens, and stay in the L2 cache
-_UNPACK_THREADS, _UNPACK_ROWS = 128, 64
 _SM_BYTES = 227 * 1024
 _ALIGNMENT, _BARRIER_BYTES = 1024, 256
-
-
-class UnpackParams(CudaStruct, source="matmul/matmul_unpack"):
-    """What matmul_unpack is given."""
-
-    matrix: MatrixParams
-    out: Pointer  # [row tiles, chunks, TILE_ROWS, CHUNK] float16, swizzled
 
 
 class UnpackedParams(CudaStruct, source="matmul/matmul_unpacked"):
     """What matmul_unpacked_N is given."""
 
     tiled: TiledParams
-    weights: Pointer  # [row tiles, chunks, TILE_ROWS, CHUNK] float16, swizzled
+    weights: Pointer  # [chunks, rows in `TILE_ROWS`, CHUNK] float16, swizzled
     unit_chunks: Int32  # of the matrix's format
     group_tiles: Int32  # tiles of outputs that take turns with each tile of tokens
     x_map: TensorMap  # of x, boxes of 64 columns by the tokens of a tile
@@ -66,7 +56,7 @@ class UnpackedShape(NamedTuple):
     """How matmul_unpacked_N is launched."""
 
     size: int  # tokens of a tile
-    estimated_us: float  # with unpacking
+    estimated_us: float  # with unpacking, unless the matrix has a copy
 
 
 class UnpackedRing(NamedTuple):
@@ -77,9 +67,8 @@ class UnpackedRing(NamedTuple):
 
 
 def variants() -> list[Variant]:
-    """What of matmul_unpack.cu and matmul_unpacked.cu is compiled."""
-    unpack: list[Variant] = [("matmul/matmul_unpack", {"FORMAT": name}) for name in UNPACKED_FORMATS]
-    return [*unpack, ("matmul/matmul_unpacked", {"FORMAT": _GENERIC_FORMAT})]
+    """What of matmul_unpacked.cu is compiled."""
+    return [("matmul/matmul_unpacked", {"FORMAT": _GENERIC_FORMAT})]
 
 
 @lru_cache
@@ -95,42 +84,50 @@ def unpacked_ring(size: int) -> UnpackedRing:
 _CHUNK_US = {128: 0.47, 160: 0.52, 192: 0.59, 256: 0.66}  # of 64 columns of a tile
 _FINISH_US = {128: 1.1, 160: 1.9, 192: 2.4, 256: 2.8}  # of a tile
 _UNPACK_US, _UNPACKED_BYTES_PER_US = 2.0, 2.7e6
+# The same of several partitions on a copy, of fewer tokens, fitted to nine matrices: within 5 % on average.
+_FEWER_TOKENS = 1024
+_COPIED_START_US, _COPIED_BYTES_PER_US = 3.25, 44e6  # the latter of weights
+_COPIED_CHUNK_US = {128: 0.246, 160: 0.26, 192: 0.251}
+_COPIED_SHARED_US = {128: 0.127, 160: 0.264, 192: 0.337}  # more if all SMs have a tile
+_COPIED_FINISH_US = {128: 1.2, 160: 0.63, 192: 0.64}
 
 
 def is_suitable(gpu: GpuSpec, product: Product) -> bool:
     """Whether `multiply_unpacked` can make the product."""
     matrix, alignment = product.matrix, 16 // product.out.dtype.itemsize  # of what the copy engine stores
     return (
-        gpu.has_wgmma
-        and matrix.format.name in UNPACKED_FORMATS
-        and matrix.num_experts == 1
-        and _unpacked_bytes(matrix) <= MOST_BYTES
+        can_unpack(gpu, matrix)
+        and (matrix.half_copy is not None or half_bytes(matrix) <= MOST_BYTES)
         and not any(number % alignment for number in (matrix.num_rows, product.column, product.out.shape[1]))
     )
 
 
-def unpacked_shape(gpu: GpuSpec, matrix: PackedMatrix, num_tokens: int) -> UnpackedShape:
-    """The one that takes least time."""
-    num_chunks = matrix.num_units * matrix.format.unit_chunks
-    return _shape(gpu, matrix.num_rows, num_chunks, matrix.num_partitions, shaped_as(num_tokens))
+def unpacked_shape(gpu: GpuSpec, matrix: PackedMatrix, num_tokens: int, *, copied: bool | None = None) -> UnpackedShape:
+    """The one that takes least time; ``copied``: if the matrix had a copy, or had none."""
+    copied = matrix.half_copy is not None if copied is None else copied
+    num_chunks = half_shape(matrix)[0]
+    return _shape(gpu, matrix.num_rows, num_chunks, matrix.num_partitions, shaped_as(num_tokens), copied)
 
 
 @lru_cache(4096)
-def _shape(gpu: GpuSpec, num_rows: int, num_chunks: int, num_partitions: int, num_tokens: int) -> UnpackedShape:
+def _shape(
+    gpu: GpuSpec, num_rows: int, num_chunks: int, num_partitions: int, num_tokens: int, copied: bool
+) -> UnpackedShape:
     row_tiles = -(-num_rows // TILE_ROWS)
-    unpack_us = _UNPACK_US + row_tiles * TILE_ROWS * num_chunks * CHUNK * 2 / _UNPACKED_BYTES_PER_US
+    num_bytes = row_tiles * TILE_ROWS * num_chunks * CHUNK * 2
 
     def estimate(size: int) -> float:
-        rounds = -(-row_tiles * -(-num_tokens // size) // gpu.num_sms)
-        return unpack_us + rounds * (num_chunks * _CHUNK_US[size] + _FINISH_US[size])
+        rounds = row_tiles * -(-num_tokens // size) / gpu.num_sms
+        whole_rounds = math.ceil(rounds)
+        if copied and num_partitions > 1 and num_tokens <= _FEWER_TOKENS:
+            chunks_us = num_chunks * (whole_rounds * _COPIED_CHUNK_US[size] + rounds * _COPIED_SHARED_US[size])
+            weights_us = _COPIED_START_US + num_bytes / _COPIED_BYTES_PER_US
+            return weights_us + chunks_us + whole_rounds * _COPIED_FINISH_US[size]
+        unpack_us = 0.0 if copied else _UNPACK_US + num_bytes / _UNPACKED_BYTES_PER_US
+        return unpack_us + whole_rounds * (num_chunks * _CHUNK_US[size] + _FINISH_US[size])
 
     sizes = [*SUMMING_SIZES, LARGEST_SIZE] if num_partitions == 1 else SUMMING_SIZES
     return min((UnpackedShape(size, estimate(size)) for size in sizes), key=lambda shape: shape.estimated_us)
-
-
-def _unpacked_bytes(matrix: PackedMatrix) -> int:
-    num_rows = -(-matrix.num_rows // TILE_ROWS) * TILE_ROWS
-    return num_rows * matrix.num_units * matrix.format.unit_chunks * CHUNK * 2
 
 
 def multiply_unpacked(context: Context, product: Product, size: int) -> None:
@@ -138,9 +135,13 @@ def multiply_unpacked(context: Context, product: Product, size: int) -> None:
     x, matrix, num_tokens = product.x, product.matrix, product.out.shape[0]
     num_chunks = matrix.num_units * matrix.format.unit_chunks
     row_tiles = -(-matrix.num_rows // TILE_ROWS)
+    weights = matrix.half_copy
+    if weights is None:
+        weights = context.scratch(half_shape(matrix), np.float16)
+        unpack(context, matrix, weights)
     params = UnpackedParams(
         tiled=tiled_params(product),
-        weights=_unpack(context, matrix, row_tiles, num_chunks).pointer,
+        weights=weights.pointer,
         unit_chunks=matrix.format.unit_chunks,
         group_tiles=max(4, _GROUP_BYTES // (TILE_ROWS * num_chunks * CHUNK * 2)),
         x_map=tensor_map(x, (size, CHUNK)),
@@ -163,21 +164,6 @@ def _out_map(product: Product) -> bytes:
     box = SLICE_TOKENS, (64 if is_gated else 128) // element_bytes
     num_columns = product.matrix.num_rows // (2 if is_gated else 1)
     return tensor_map(product.out, box, columns=range(product.column, product.column + num_columns))
-
-
-def _unpack(context: Context, matrix: PackedMatrix, row_tiles: int, num_chunks: int) -> DeviceArray:
-    out = context.scratch((row_tiles, num_chunks, TILE_ROWS, CHUNK), np.float16)
-    row_blocks = row_tiles * TILE_ROWS // _UNPACK_ROWS
-    parts = max(1, min(num_chunks // 4, 8 * context.gpu.num_sms // row_blocks))  # of the columns
-    context.launch(
-        "matmul/matmul_unpack",
-        "matmul_unpack",
-        (parts, row_blocks),
-        _UNPACK_THREADS,
-        UnpackParams(matrix=matrix.params, out=out.pointer),
-        FORMAT=matrix.format.name,
-    )
-    return out
 
 
 declare_constants(

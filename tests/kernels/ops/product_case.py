@@ -14,6 +14,7 @@ from kernels.ops.matmul import multiply_tiled
 from kernels.ops.matmul_params import Epilogue, Product
 from kernels.runtime.device_array import DeviceArray
 from kernels.weights.formats import FORMATS
+from kernels.weights.half_copy import HalfCopies
 from kernels.weights.packed import PackedMatrix
 from kernels.weights.weight_store import PackedWeightStore
 from tests.kernels.conftest import Download, Upload
@@ -23,9 +24,12 @@ NUM_TOKENS = 170
 """Of `check_epilogue`."""
 
 
-def load(device: CudaDevice, name: str, shape: tuple[int, int], *, gated: bool = False) -> PackedMatrix:
-    """A random matrix with a bias."""
-    store = PackedWeightStore(device.context, device.weights)
+def load(
+    device: CudaDevice, name: str, shape: tuple[int, int], *, gated: bool = False, copied: bool = False
+) -> PackedMatrix:
+    """A random matrix with a bias; ``copied``: and with a float16 copy."""
+    copies = HalfCopies(device.weights, lambda _number, _matrix: copied)
+    store = PackedWeightStore(device.context, device.weights, copies=copies)
     weight = random_weight(name, shape, np.random.default_rng(1), bias=True)
     (matrix,) = (store.gate_up if gated else store.projection)([weight]).matrices
     assert store.load(lambda _done, _total: None) == []

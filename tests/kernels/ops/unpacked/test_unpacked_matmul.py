@@ -15,13 +15,13 @@ from kernels.ops.matmul_tuning import SHAPES_APART
 from kernels.ops.unpacked.unpacked_matmul import (
     LARGEST_SIZE,
     SUMMING_SIZES,
-    UNPACKED_FORMATS,
     is_suitable,
     multiply_unpacked,
     unpacked_ring,
     unpacked_shape,
 )
 from kernels.runtime.gpu_spec import A100, H100
+from kernels.weights.half_copy import UNPACKED_FORMATS
 from kernels.weights.packed import PackedMatrix
 from tests.kernels.conftest import Download, Upload
 from tests.kernels.ops.product_case import check_epilogue, load, matrix_of, need_wgmma, product_of

@@ -1,0 +1,1 @@
+"""Products of many tokens, on float16 copies of weights."""

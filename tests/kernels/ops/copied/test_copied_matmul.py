@@ -1,0 +1,103 @@
+"""Products on float16 copies of weights: the same bits as on packed ones, and when they are chosen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kernels.devices.cuda import CudaDevice
+from kernels.ops.copied.copied_matmul import SIZES, copied_ring, copied_shape, is_suitable, multiply_copied
+from kernels.ops.matmul import multiply_tiled
+from kernels.ops.matmul_params import Epilogue, Product
+from kernels.ops.matmul_tuning import SHAPES_APART
+from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.gpu_spec import A100, H100
+from kernels.runtime.launcher import Context
+from kernels.weights.half_copy import UNPACKED_FORMATS, half_shape, unpack
+from kernels.weights.packed import PackedMatrix
+from tests.kernels.conftest import Download, Upload
+from tests.kernels.ops.product_case import check_epilogue, load, matrix_of, need_wgmma, product_of
+
+
+@pytest.mark.gpu
+@pytest.mark.sanitize("(896, 768)-Q4_K")
+@pytest.mark.parametrize("name", UNPACKED_FORMATS)
+@pytest.mark.parametrize("shape", [(896, 768), (1000, 256), (36000, 256)], ids=str)
+def test_outputs_have_the_bits_of_the_kernels_that_unpack_in_registers(
+    device: CudaDevice, upload: Upload, download: Download, name: str, shape: tuple[int, int]
+) -> None:
+    need_wgmma(device)
+    matrix = load(device, name, shape, copied=True)
+    assert matrix.num_partitions == 1 or shape[0] < 30_000
+    num_tokens = 70 if shape[0] > 30_000 else 300
+    x = upload(np.random.default_rng(2).normal(size=(num_tokens, shape[1])).astype(np.float16))
+
+    def run(multiply: Any, *arguments: Any) -> NDArray[np.float32]:
+        out = upload(np.full((num_tokens, shape[0]), np.nan, np.float32))
+        multiply(device.context, Product(x, matrix, out, Epilogue.STORE_FLOAT), *arguments)
+        return download(out)
+
+    expected = run(multiply_tiled)
+    for size in SIZES:
+        np.testing.assert_array_equal(run(multiply_copied, size), expected, err_msg=f"tiles of {size} outputs")
+
+
+def copy_and_multiply(context: Context, product: Product, size: int) -> None:
+    half_copy = context.scratch(half_shape(product.matrix), np.float16)
+    unpack(context, product.matrix, half_copy)
+    context.stream.synchronise()  # products read constants before the previous kernel is done
+    multiply_copied(context, product._replace(matrix=replace(product.matrix, half_copy=half_copy)), size)
+
+
+@pytest.mark.gpu
+@pytest.mark.sanitize("*-16-1.0")
+@pytest.mark.parametrize("alpha", [1.0, 1.7])
+@pytest.mark.parametrize("column", [8, 16])
+@pytest.mark.parametrize("epilogue", Epilogue)
+def test_every_epilogue_gives_the_same_bits_beside_what_else_is_there(
+    device: CudaDevice, upload: Upload, download: Download, epilogue: Epilogue, column: int, alpha: float
+) -> None:
+    check_epilogue(device, upload, download, epilogue, column, alpha, copy_and_multiply, lambda _: SIZES)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_block_fits_the_shared_memory_of_a_gpu_that_has_its_instructions(size: int) -> None:
+    assert copied_ring(size).num_bytes <= H100.shared_bytes
+    assert copied_ring(size).stages >= 4
+
+
+def copied(name: str, num_rows: int, width: int) -> PackedMatrix:
+    """A matrix with a copy, without memory."""
+    matrix = matrix_of(name, num_rows, width)
+    return replace(matrix, half_copy=DeviceArray(0, half_shape(matrix), np.dtype(np.float16)))
+
+
+def test_few_tokens_and_outputs_that_cannot_be_stored_16_bytes_at_a_time_have_the_other_kernels() -> None:
+    matrix = copied("Q4_K", 1000, 512)
+    assert is_suitable(H100, product_of(matrix, 256))
+    assert not is_suitable(H100, product_of(matrix_of("Q4_K", 1000, 512), 256)), "it has no copy"
+    assert not is_suitable(A100, product_of(matrix, 256))
+    assert not is_suitable(H100, product_of(matrix, 64)) and not is_suitable(H100, product_of(matrix, 1025))
+    assert not is_suitable(H100, product_of(copied("Q4_K", 36_000, 256), 256)), "stream-K is as fast"
+    assert not is_suitable(H100, product_of(matrix, 256, stride=1002))
+    assert not is_suitable(H100, product_of(matrix, 256, stride=2000, column=2))
+    assert not is_suitable(H100, product_of(copied("Q4_K", 1001, 512), 256, stride=1004))
+    assert not is_suitable(H100, product_of(matrix, 256, stride=1004, dtype=np.float16))
+
+
+def test_the_shape_is_the_same_between_the_numbers_of_tokens_that_memory_is_planned_at() -> None:
+    for num_rows, width in ((896, 4864), (9728, 896), (3072, 8192), (16384, 3072)):
+        matrix = copied("Q8_0", num_rows, width)
+        shapes = {count: copied_shape(H100, matrix, count) for count in range(128, 1025)}
+        assert {n for n in range(128, 1024) if shapes[n] != shapes[n + 1]} <= set(range(128, 1025, SHAPES_APART))
+        assert len(set(shapes.values())) > 1
+
+
+def test_tiles_are_as_many_as_there_are_multiprocessors_where_that_takes_least_time() -> None:
+    assert copied_shape(H100, copied("Q5_0", 9728, 896), 256).size == 160
+    assert copied_shape(H100, copied("Q5_K", 9216, 3072), 256).size == 144
+    assert copied_shape(H100, copied("Q5_0", 1152, 896), 256).size in (32, 48)
