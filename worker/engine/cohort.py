@@ -142,21 +142,23 @@ class Cohort:
 
     def append(
         self, step: StepInFlight, results: Series[Result] | DrawnTokens, ended: Collection[Sequence] = ()
-    ) -> tuple[int, list[tuple[Sequence, Result]]]:
+    ) -> tuple[int, list[tuple[Sequence, Result]], Collection[Sequence]]:
         """Append what a step drew to its members, all of them but those of whom more may have to be done, or said.
 
-        Returns how many there are, and the others of the step with what it did for them, but those that have ended.
-        ``ended`` are those that end with this token, besides.
+        Returns how many there are, and the others of the step with what it did for them, but those that have ended;
+        and some to whom it was appended and who may have filled a block. ``ended`` are those that end with this token,
+        besides.
         """
         due = self._to_read.pop(step.number, {})
         for sequence in due:
             if sequence.finish_reason is None:  # else it would be noted for ever
                 self._note_read(sequence, step.number, len(sequence.token_ids) + 1)
-        due.update(dict.fromkeys(ended))
+        filling = {each: None for each in due if each in self and not self._ends(each, len(each.token_ids) + 1)}
+        ending = {each: None for each in due if each not in filling} | dict.fromkeys(ended)
         if isinstance(results, DrawnTokens):
             if step.members is self.chunks and not step.others and self._append_all(results):
-                left = [(sequence, cast(Result, self._take_back(sequence))) for sequence in due if sequence in self]
-                return len(step.members) - len(left), left
+                left = [(sequence, cast(Result, self._take_back(sequence))) for sequence in ending if sequence in self]
+                return len(step.members) - len(left), left, [each for each in filling if each not in ending]
             results = cast("list[Result]", results.one_by_one(step.chunks))
         num_appended, left = 0, []
         for (sequence, _, _), result in zip(step.members, results, strict=False):
@@ -164,8 +166,9 @@ class Cohort:
                 continue
             token_id = result.token_id if isinstance(result, Draw) else result
             is_stop = token_id in sequence.sampling.stop_token_ids
-            if not isinstance(token_id, int) or is_stop or sequence in due:
+            if not isinstance(token_id, int) or is_stop or sequence in ending:
                 left.append((sequence, result))
+                filling.pop(sequence, None)
                 continue
             num_appended += 1
             sequence.token_ids.append(token_id)
@@ -173,7 +176,11 @@ class Cohort:
                 sequence.unsent_logprobs.append(result.logprobs)
         others = zip(step.others, results[len(step.members) :], strict=True)
         left += [(sequence, result) for (sequence, _, _), result in others if sequence.finish_reason is None]
-        return num_appended, left
+        return num_appended, left, filling
+
+    def _ends(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Whether one that is looked at ends with so many tokens, or outgrows what it was computed for."""
+        return num_tokens >= sequence.most_tokens or num_tokens - 1 == self._recompute_at
 
     def _append_all(self, draws: DrawnTokens) -> bool:
         """Append what was drawn to each member; False: there is a stop id.

@@ -237,15 +237,15 @@ class Engine:
         taken, left_out = TakenDraws(results), list[Sequence]()
         has_states, num_constrained = self._scheduler.cache.state_slots is not None, self._scheduler.num_constrained
         if num_constrained:
-            may_be_late = (
-                self._open is not None and not has_states and 2 * num_constrained < len(self._scheduler.running)
-            )
+            is_minority = 2 * num_constrained < len(self._scheduler.running)
+            may_be_late = is_minority and self._open is not None and not has_states
             taken = self._late.take_draws(step.chunks, results, self._runner.has_time if may_be_late else None)
             self._scheduler.set_apart(taken.others)
             if taken.others and self._open is not None:
                 left_out = self._open.leave_out(taken.others)
                 self._in_flight[-1] = self._open.step
-        num_appended, left = self._scheduler.cohort.append(step, taken.results, taken.ended)
+        num_appended, left, filling = self._scheduler.cohort.append(step, taken.results, taken.ended)
+        self._scheduler.cache.block_tables.publish_all_later(filling)
         self._counts.num_output += num_appended
         self.outputs.add_all(step.members)
         for sequence, result in left:

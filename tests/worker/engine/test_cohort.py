@@ -40,13 +40,13 @@ def step(cohort: Cohort) -> set[Sequence]:
     for each in looked_at:
         each.block_ids.append(len(each.block_ids))
     launched = cohort.launch(cohort.chunks)
-    num_appended, left = cohort.append(launched, DrawnTokens([1] * len(launched.members), []))
+    num_appended, left, filling = cohort.append(launched, DrawnTokens([1] * len(launched.members), []))
     for each, token_id in left:
         each.append(token_id)
     assert num_appended + len(left) == len(launched.members)
     chunks = launched.members
     cohort.check_invariants([chunk.sequence for chunk in chunks])
-    return looked_at | {each for each, _ in left}
+    return looked_at | {each for each, _ in left} | set(filling)
 
 
 def test_members_go_on_by_a_token_in_each_step_and_keep_their_numbers_when_they_leave() -> None:
@@ -105,18 +105,21 @@ def test_log_probabilities_go_with_the_ids_of_those_that_want_them(is_together: 
     cohort = cohort_of(*members)
     launched = cohort.launch(cohort.chunks)
     records = [b"one", b"two"][: len(members) - 1]
-    num_appended, left = cohort.append(launched, DrawnTokens([7, 8, 9][: len(members)], records))
+    num_appended, left, _ = cohort.append(launched, DrawnTokens([7, 8, 9][: len(members)], records))
     assert (silent.token_ids[5:], asking.token_ids[5:], ending.token_ids[5:]) == ([7], [8], [])
     assert (silent.unsent_logprobs, asking.unsent_logprobs) == ([], [b"one"])
     assert (num_appended, left) == (2, [] if is_together else [(ending, Draw(9, b"two"))])
 
 
 def test_of_whom_more_is_to_be_done_the_draw_is_told_with_its_log_probabilities() -> None:
-    filling = decoding(7)
-    filling.sampling = Sampling(max_tokens=30, logprobs=0)
-    cohort = cohort_of(filling)
-    assert cohort.append(cohort.launch(cohort.chunks), DrawnTokens([7], [b"one"])) == (0, [(filling, Draw(7, b"one"))])
-    assert (len(filling.token_ids), filling.unsent_logprobs) == (7, [])
+    filling, ending = decoding(7), decoding(6, max_output=1)
+    for each in (filling, ending):
+        each.sampling = Sampling(max_tokens=30, logprobs=0)
+    cohort = cohort_of(filling, ending)
+    appended = cohort.append(cohort.launch(cohort.chunks), DrawnTokens([7, 8], [b"one", b"two"]))
+    assert (*appended[:2], [*appended[2]]) == (1, [(ending, Draw(8, b"two"))], [filling])
+    assert (len(filling.token_ids), filling.unsent_logprobs) == (8, [b"one"])
+    assert (len(ending.token_ids), ending.unsent_logprobs) == (6, [])
 
 
 def test_those_that_ended_while_a_step_was_in_flight_get_nothing_of_it() -> None:
@@ -125,7 +128,7 @@ def test_those_that_ended_while_a_step_was_in_flight_get_nothing_of_it() -> None
     launched = cohort.launch(cohort.chunks)
     cohort.leave(ended)
     ended.finish_reason = "abort"
-    assert cohort.append(launched, DrawnTokens([7, 8], [])) == (1, [])
+    assert cohort.append(launched, DrawnTokens([7, 8], []))[:2] == (1, [])
     assert (len(ended.token_ids), other.token_ids[6:]) == (5, [8])
 
 
@@ -227,9 +230,13 @@ class Traffic:
         by_rank = sorted([chunk.sequence for chunk in launched.chunks if chunk.draws], key=lambda each: each.rank)
         drawn = {sequence: self.chance.choice([*[1, 2] * 6, STOP_ID]) for sequence in by_rank}
         ids = [drawn[chunk.sequence] if chunk.draws else None for chunk in launched.chunks]
-        _, left = self.machine.cohort.append(launched, ids if None in ids else DrawnTokens(ids, []))
+        _, left, filling = self.machine.cohort.append(launched, ids if None in ids else DrawnTokens(ids, []))
         left = [(sequence, token_id) for sequence, token_id in left if token_id is not None]
+        left += [(sequence, None) for sequence in filling]
         for sequence, token_id in sorted(left, key=lambda each: each[0].rank):
+            if token_id is None:
+                self.machine.cache.block_tables.publish_all_later([sequence])
+                continue
             self.machine.append(sequence, token_id)
             if sequence.finish_reason is not None:
                 self.end(sequence)

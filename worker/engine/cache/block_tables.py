@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from itertools import islice
 
 from worker.engine.cache.cache_pool import CachePool
@@ -92,6 +92,19 @@ class BlockTables:
             self._allocate(sequence, num_new)
         return num_new >= num_missing
 
+    def grow_all(self, sequences: Iterable[Sequence], *, reserve: int) -> None:
+        """`grow` those that lack a block and go on, as long as more than ``reserve`` are free: in one call."""
+        tokens = [(each, each.num_tokens) for each in sequences]
+        growing = [
+            each
+            for each, num_tokens in tokens
+            if num_tokens < each.most_tokens and len(each.block_ids) * self.block_tokens < num_tokens
+        ]
+        block_ids = self.pool.allocate_all(max(0, min(len(growing), self.pool.num_free - reserve)))
+        for sequence, block_id in zip(growing, block_ids, strict=False):
+            self._prefix_cache.forget(block_id)
+            sequence.block_ids.append(block_id)
+
     def publish(self, sequence: Sequence) -> None:
         """Make full blocks of known tokens known to the prefix cache; steps launched from now on may share them."""
         num_known = len(sequence.token_ids)
@@ -105,6 +118,10 @@ class BlockTables:
             self._prefix_cache.insert(sequence.block_hashes[index], sequence.block_ids[index])
             self._stop_computing(sequence, sequence.block_hashes[index])
         sequence.num_published = num_full
+
+    def publish_all_later(self, sequences: Iterable[Sequence]) -> None:
+        """`publish_later` each: it is known that these have filled a block."""
+        self._unpublished.update(dict.fromkeys(sequences))
 
     def publish_later(self, sequence: Sequence) -> None:
         """Do that with the next `publish_some`, and before anybody asks for a prefix: it takes long for many."""

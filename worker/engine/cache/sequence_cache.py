@@ -60,11 +60,8 @@ class SequenceCache:
 
         As long as more than ``reserve`` blocks are free.
         """
-        tables = self.block_tables
-        tables.publish_some(MOST_PUBLISHED)
-        for sequence in growing:
-            if tables.pool.num_free > reserve and sequence.num_tokens < sequence.most_tokens:
-                tables.grow(sequence)
+        self.block_tables.publish_some(MOST_PUBLISHED)
+        self.block_tables.grow_all(growing, reserve=reserve)
 
     def forget(self, sequence: Sequence) -> None:
         """Nobody else shall read what a sequence computed."""
