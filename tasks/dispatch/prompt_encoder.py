@@ -92,7 +92,7 @@ class PromptEncoder:
         ``files`` are those that ``tokenizer`` is from; without them no long texts can be encoded.
         """
         self._tokenizer = tokenizer
-        self._logprobs = LogprobProcess(files) if files else None
+        self._logprobs = LogprobProcess(tokenizer.pieces)
         self._spellings = TokenSpellings(tokenizer.pieces, self._logprobs)
         self.template_problem = template.message if isinstance(template, InvalidRequest) else None
         """Why requests with messages are refused; None where they are not."""
@@ -158,8 +158,7 @@ class PromptEncoder:
         """End the processes."""
         for process in (self._short, *self._slow.values()):
             process.close()
-        if self._logprobs is not None:
-            self._logprobs.close()
+        self._logprobs.close()
 
     def _short_ids(self, request: Request, max_tokens: int) -> list[int]:
         if request.prompt_token_ids is not None:

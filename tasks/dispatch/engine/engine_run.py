@@ -30,7 +30,7 @@ class EngineRun:
 def start_engine(settings: Settings) -> EngineRun:
     """Start ``python -m worker``. On Linux it dies with the thread that calls this. Raises OSError."""
     ours, theirs = socket.socketpair()
-    in_flight = _memory_file()
+    in_flight = memory_file("orcd-in-flight")
     inherited = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
     send_timeout = struct.pack("ll", settings.engine_step_timeout_s, 0)  # a timeval: seconds, microseconds
     try:
@@ -53,7 +53,8 @@ def start_engine(settings: Settings) -> EngineRun:
     return EngineRun(process, ours, in_flight)
 
 
-def _memory_file() -> IO[bytes]:
+def memory_file(name: str) -> IO[bytes]:
+    """An empty file to hand to a child. Raises OSError."""
     if sys.platform == "linux":
-        return os.fdopen(os.memfd_create("orcd-in-flight"), "r+b")
+        return os.fdopen(os.memfd_create(name), "r+b")
     return tempfile.TemporaryFile()

@@ -12,10 +12,14 @@ import threading
 import time
 from collections.abc import Sequence
 
-from worker.text.process.text_process import VocabularyFiles
+import msgspec
+
+from tasks.dispatch.engine.engine_run import memory_file
 
 FEWEST_NUMBERS = 200
 """What has fewer numbers is made into JSON here as fast as the process could be asked."""
+TURN_S = 0.1
+"""Who has waited so long for the answers of others is not answered: it takes no longer to do without."""
 ANSWER_S = 5
 """An answer that takes longer does not come any more."""
 RESTART_S = 10.0
@@ -23,18 +27,19 @@ RESTART_S = 10.0
 CALL = struct.Struct("<III")
 """How many tokens, alternatives of each and bytes of records follow: ids of 4 bytes, then the records."""
 ANSWER = struct.Struct("<I")
-"""How many bytes of JSON follow. The first answer, of none, comes when the vocabulary is loaded."""
+"""How many bytes of JSON follow. The first answer, of none, comes when the vocabulary is there."""
 
 
 class LogprobProcess:
     """``python -m tasks.dispatch.engine.logprob_service``, which knows the vocabulary of one model.
 
-    It is started by the first call. While it loads the vocabulary, and once it has ended, calls are not answered.
+    It is started by the first call. Until it has read the vocabulary, and once it has ended, calls are not answered.
     Safe to use from several threads; `close` it.
     """
 
-    def __init__(self, files: VocabularyFiles) -> None:
-        self._files = files
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        """``pieces`` are the bytes of each token by its id: the model's file may be another one meanwhile."""
+        self._pieces = pieces
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
@@ -50,17 +55,23 @@ class LogprobProcess:
         """What `ReportedLogprobs.json` makes of these; None if it cannot be had from the process now."""
         if len(ids) * (1 + num_top) < FEWEST_NUMBERS:
             return None
-        with self._lock:
-            try:
-                return self._ask(ids, num_top, records) if self._start() else None
-            except (OSError, EOFError):
-                self._end()
-                return None
+        if not self._lock.acquire(timeout=TURN_S):
+            return None
+        try:
+            return self._ask(ids, num_top, records) if self._start() else None
+        except (OSError, EOFError, MemoryError):  # what it may still say would be taken for the next answer
+            self._end()
+            return None
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
-        """End the process, if there is one, for good."""
+        """End the process, if there is one, for good. A call that waits for it is not answered."""
+        self._is_closed = True
+        child = self._child
+        if child is not None:
+            child.kill()
         with self._lock:
-            self._is_closed = True
             self._end()
 
     def _start(self) -> bool:
@@ -86,15 +97,16 @@ class LogprobProcess:
         self._connection = ours
         inherited = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
         limit = struct.pack("ll", ANSWER_S, 0)  # a timeval: seconds, microseconds
-        with theirs:
+        with theirs, memory_file("orcd-vocabulary") as vocabulary:
+            vocabulary.write(msgspec.msgpack.encode(self._pieces))
+            vocabulary.seek(0)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-            command = [sys.executable, "-P", "-m", "tasks.dispatch.engine.logprob_service", str(theirs.fileno())]
             self._child = subprocess.Popen(
-                [*command, self._files.model, self._files.tokenizer],
+                [sys.executable, "-P", "-m", "tasks.dispatch.engine.logprob_service", str(theirs.fileno())],
                 env=inherited,
                 pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
+                stdin=vocabulary,
                 stdout=subprocess.DEVNULL,
             )
 

@@ -1,4 +1,4 @@
-"""``python -P -m tasks.dispatch.engine.logprob_service FD MODEL TOKENIZER``: the child of a `LogprobProcess`."""
+"""``python -P -m tasks.dispatch.engine.logprob_service FD < PIECES``: the child of a `LogprobProcess`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+import msgspec
+
 from tasks.dispatch.engine.logprob_process import ANSWER, CALL, receive
 from tasks.dispatch.engine.reported_logprobs import ReportedLogprobs
 from tasks.dispatch.engine.token_spellings import TokenSpellings
-from worker.model.gguf import open_gguf
-from worker.text import tokenizer as tokenizers
 
 
 def serve(connection: socket.socket, spellings: TokenSpellings) -> None:
@@ -30,12 +30,12 @@ def serve(connection: socket.socket, spellings: TokenSpellings) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Load the vocabulary, then serve; returns the exit code."""
-    fd, model, tokenizer = argv
+    """Read the vocabulary, then serve; returns the exit code."""
+    (fd,) = argv
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal, or a container, sends them to its parent as well
         signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=int(fd)) as connection:
-        spellings = TokenSpellings(tokenizers.of_model(open_gguf(model).metadata, tokenizer).pieces)
+        spellings = TokenSpellings(msgspec.msgpack.decode(sys.stdin.buffer.read(), type=list[bytes]))
         gc.freeze()
         serve(connection, spellings)
     return 0

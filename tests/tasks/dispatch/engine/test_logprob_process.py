@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import sys
+import threading
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -13,11 +19,13 @@ from tasks.dispatch.engine import logprob_process
 from tasks.dispatch.engine.logprob_process import LogprobProcess
 from tasks.dispatch.engine.reported_logprobs import ReportedLogprobs
 from tasks.dispatch.engine.token_spellings import TokenSpellings
+from tasks.dispatch.prompt_encoder import PromptEncoder
 from tests.conftest import DEMO_MODEL, wait_until
+from tests.models.files import SMALL
 from tests.worker.logprob_records import TokenLogprobs, record
 from worker.model.gguf import open_gguf
+from worker.settings import Settings
 from worker.text import tokenizer as tokenizers
-from worker.text.process.text_process import VocabularyFiles
 
 IDS = [*range(0, 400, 2)]
 RECORDS = b"".join(record(TokenLogprobs(-0.25 * each, (each, each + 1), (-0.5, -2.0)), 2) for each in IDS)
@@ -30,11 +38,27 @@ def pieces() -> list[bytes]:
 
 
 @pytest.fixture
-def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[LogprobProcess]:
+def process(monkeypatch: pytest.MonkeyPatch, pieces: list[bytes]) -> Iterator[LogprobProcess]:
     monkeypatch.setattr(logprob_process, "RESTART_S", 0.0)
-    process = LogprobProcess(VocabularyFiles(str(DEMO_MODEL)))
+    process = LogprobProcess(pieces)
     yield process
     process.close()
+
+
+@pytest.fixture
+def hanging(process: LogprobProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Thread]:
+    """A thread that waits for an answer of a process that has been stopped."""
+    monkeypatch.setattr(logprob_process, "ANSWER_S", 600)
+    wait_until(lambda: process.json(*ARGUMENTS) is not None)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    thread = threading.Thread(target=process.json, args=ARGUMENTS, daemon=True)
+    thread.start()
+    wait_until(process._lock.locked)
+    yield thread
+    if process.pid is not None:
+        os.kill(process.pid, signal.SIGKILL)
+    thread.join(60)
 
 
 def test_it_makes_what_the_worker_itself_would_make(process: LogprobProcess, pieces: list[bytes]) -> None:
@@ -72,8 +96,60 @@ def test_one_that_hangs_is_waited_for_only_so_long(process: LogprobProcess, monk
     assert process.pid is None
 
 
-def test_one_that_cannot_load_its_vocabulary_is_not_started_again_and_again() -> None:
-    process = LogprobProcess(VocabularyFiles("no-such-file.gguf"))
+def test_nobody_waits_long_for_an_answer_that_another_thread_waits_for(
+    process: LogprobProcess, hanging: threading.Thread
+) -> None:
+    second = threading.Thread(target=process.json, args=ARGUMENTS, daemon=True)
+    second.start()
+    second.join(60)
+    assert hanging.is_alive() and not second.is_alive()
+
+
+def test_one_that_hangs_can_be_closed_at_once(process: LogprobProcess, hanging: threading.Thread) -> None:
+    closer = threading.Thread(target=process.close, daemon=True)
+    closer.start()
+    closer.join(60)
+    hanging.join(60)
+    assert not closer.is_alive() and not hanging.is_alive()
+    assert process.pid is None
+
+
+def test_an_answer_for_which_there_was_no_memory_is_no_later_one(
+    process: LogprobProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def receive(*_: Any) -> bytearray:
+        monkeypatch.undo()
+        raise MemoryError
+
+    wait_until(lambda: process.json(*ARGUMENTS) is not None)
+    others = [*reversed(IDS)], *ARGUMENTS[1:]
+    own = process.json(*others)
+    monkeypatch.setattr(logprob_process, "receive", receive)
+    assert process.json(*ARGUMENTS) is None
+    assert process.json(*others) in (None, own)
+
+
+def test_it_knows_the_tokens_of_a_model_whose_file_was_replaced_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: list[bytes]
+) -> None:
+    monkeypatch.setattr(logprob_process, "RESTART_S", 0.0)
+    model = tmp_path / "model.gguf"
+    shutil.copy(DEMO_MODEL, model)
+    with closing(PromptEncoder.load(Settings(model=str(model)))) as encoder:
+        other = tmp_path / "other.gguf"
+        shutil.copy(SMALL["llama2-q4_0"], other)
+        other.replace(model)
+        process = encoder._spellings.process
+        assert process is not None
+        wait_until(lambda: process.json(*ARGUMENTS) is not None)
+        assert process.json(*ARGUMENTS) == bytes(ReportedLogprobs(*ARGUMENTS, TokenSpellings(pieces)).json())
+
+
+def test_one_that_cannot_be_started_is_not_started_again_and_again(
+    pieces: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = LogprobProcess(pieces)
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
     assert process.json(*ARGUMENTS) is None
     child = process.pid
     assert child is not None

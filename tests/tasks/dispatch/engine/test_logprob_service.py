@@ -7,10 +7,11 @@ import subprocess
 import sys
 import threading
 
+import msgspec
+
 from tasks.dispatch.engine.logprob_process import ANSWER, CALL, receive
 from tasks.dispatch.engine.logprob_service import serve
 from tasks.dispatch.engine.token_spellings import TokenSpellings
-from tests.conftest import DEMO_MODEL
 from tests.worker.logprob_records import TokenLogprobs, record
 
 
@@ -34,10 +35,8 @@ def test_the_program_ends_with_its_parent_and_says_nothing_of_it() -> None:
     ours, theirs = socket.socketpair()
     command = [sys.executable, "-P", "-m", "tasks.dispatch.engine.logprob_service", str(theirs.fileno())]
     with theirs:
-        child = subprocess.Popen(
-            [*command, str(DEMO_MODEL), ""], pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True
-        )
+        child = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     with ours, child:
         ours.close()
-        _, said = child.communicate(timeout=120)
-        assert (child.returncode, said) == (0, "")
+        _, said = child.communicate(msgspec.msgpack.encode([b"a", b"b"]), timeout=120)
+        assert (child.returncode, said) == (0, b"")
