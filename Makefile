@@ -27,7 +27,7 @@ demo: $(VENV)/installed  ## run the whole system here, with the model that ships
 	@$(BIN)/orcd demo
 
 test: $(VENV)/installed-dev  ## run all tests, some at a time; ARGS="-n0" for one after the other
-	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: $(VENV)/installed-dev  ## load damaged model files for ten minutes; only clear errors may come of it
 	@$(BIN)/python -m tests.worker.model.fuzz --minutes 10

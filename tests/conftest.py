@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 # Before NumPy is imported: its threads spin, and beside the processes that tests start they made tests 10 times slower.
@@ -24,6 +24,7 @@ from tasks.local.redis_server import RedisServer
 from tests.models.shallow_model import write_shallow_model
 from tests.orcd.job_writer import MakeStore
 
+ROOT = Path(__file__).parents[1]
 DEMO_MODEL = Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
 
 # How long examples take says something of the machine only.
@@ -104,11 +105,27 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 60.0) -> None
 def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """What is collected stays: no garbage is looked for in it, neither now nor in tests, many of which collect all."""
     gc.disable()
+    _import_tests(session.config)
     try:
         return (yield)
     finally:
         gc.freeze()
         gc.enable()
+
+
+def _import_tests(config: pytest.Config) -> None:
+    """Import all files of tests if this is one of several processes that need them, which begin with different ones.
+
+    So each compiles its share, which takes pytest 10 s for all of them; the others find it compiled.
+    """
+    share = getattr(config, "workerinput", None)
+    if share is None or config.args != config.getini("testpaths"):
+        return
+    paths = sorted(path.relative_to(ROOT) for path in ROOT.glob("tests/**/test_*.py"))
+    begin = len(paths) * int(share["workerid"].removeprefix("gw")) // share["workercount"]
+    for path in paths[begin:] + paths[:begin]:
+        with suppress(Exception, pytest.skip.Exception):  # collecting says it
+            importlib.import_module(".".join(path.with_suffix("").parts))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -120,10 +137,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _why_no_gpu() -> str:
-    """Why there is no CUDA device for tests; empty if there is one.
+    """Why there is no CUDA device for tests; empty if there is one."""
+    try:
+        from cuda.bindings import driver  # noqa: F401
+        from cupy.cuda import runtime
 
-    Another process looks for it: forks of one that has begun with CUDA cannot use it (`tests.forked_run`).
-    """
-    look = "from cuda.bindings import driver; from cupy.cuda import runtime; runtime.getDeviceCount()"
-    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False)
-    return f"no CUDA device: {done.stderr.strip().rpartition(chr(10))[2]}" if done.returncode else ""
+        runtime.getDeviceCount()
+    except (ImportError, RuntimeError) as error:
+        return f"no CUDA device: {error}"
+    return ""
