@@ -84,6 +84,11 @@ class _Layout(NamedTuple):
     num_graphs: int
 
     @property
+    def without_cache(self) -> MemoryPlan:
+        """What it needs beside a KV cache."""
+        return replace(_plan(self.dry, num_graphs=self.num_graphs), kv_cache=0)
+
+    @property
     def copies_bytes(self) -> int:
         """Of float16 copies of matrices."""
         return self.dry.weight_copies.high_water_bytes
@@ -118,6 +123,7 @@ def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Sett
     context_blocks = -(-context_length // settings.kv_block_tokens)
     least = -(-min(context_length, LEAST_CACHE_TOKENS) // settings.kv_block_tokens)
     most = max_sequences * context_blocks
+    needed = settings.kv_cache_bytes // block_bytes or context_blocks  # no context must become too long for the cache
 
     def left_blocks(without_cache: MemoryPlan) -> int:
         left_bytes = ((device.budget_bytes or 0) - without_cache.total_bytes) // PAGE_BYTES * PAGE_BYTES
@@ -125,16 +131,18 @@ def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Sett
         return left_bytes // block_bytes
 
     if layout.copies_bytes:
-        left = left_blocks(replace(_plan(layout.dry, num_graphs=layout.num_graphs), kv_cache=0, weight_copies=0))
-        if settings.kv_cache_bytes:
-            room_blocks = left - settings.kv_cache_bytes // block_bytes
-        else:  # no context must become too long for the cache
-            room_blocks = max(left - most, min(left // COPIES_SHARE, left - context_blocks))
+        left = left_blocks(replace(layout.without_cache, weight_copies=0))
+        room_blocks = left - needed
+        if not settings.kv_cache_bytes:
+            room_blocks = max(left - most, min(left // COPIES_SHARE, room_blocks))
         room_bytes = max(0, room_blocks * block_bytes // PAGE_BYTES * PAGE_BYTES)
         if layout.copies_bytes > room_bytes:
             chosen = _most_valuable(layout.dry, room_bytes)
             layout = lay_out(lambda number, _: number in chosen)
-    without_cache = replace(_plan(layout.dry, num_graphs=layout.num_graphs), kv_cache=0)
+            # Where matrices have none there, steps need more scratch memory.
+            if layout.copied and left_blocks(layout.without_cache) < needed:
+                layout = lay_out(None)
+    without_cache = layout.without_cache
     if settings.kv_cache_bytes:
         num_blocks = settings.kv_cache_bytes // block_bytes
     else:

@@ -15,9 +15,11 @@ from cupy.cuda import runtime
 
 from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
+from kernels.ops.copied.copy_value import copy_value
 from kernels.ops.matmul import project
 from kernels.ops.matmul_params import Epilogue
 from kernels.runtime.memory import MemoryPlan
+from kernels.weights.half_copy import HalfCopies, allocate_half, unpack
 from kernels.weights.packed import PackedMatrix, Projection
 from kernels.weights.parameters import RmsNorm
 from kernels.weights.weight_store import PackedWeightStore
@@ -68,8 +70,9 @@ TOKENS = (1, 8, 16, 64, 256, 8192)
 
 
 def copies_of(device: CudaDevice, shape: Shape, rng: np.random.Generator) -> list[PackedMatrix]:
-    """The matrix as often as it takes to keep it out of the cache."""
-    store = PackedWeightStore(device.context, device.weights)
+    """The matrix as often as it takes to keep it out of the cache, with float16 copies where engines have them."""
+    copies = HalfCopies(device.weights, lambda _, matrix: copy_value(device.gpu, matrix) > 0)
+    store = PackedWeightStore(device.context, device.weights, copies=copies)
     weight = random_weight(shape.format, (shape.rows, shape.width), rng)
     first = (store.gate_up if shape.is_gated else store.projection)([weight]).matrices[0]
     store.load(lambda _done, _total: None)
@@ -79,7 +82,11 @@ def copies_of(device: CudaDevice, shape: Shape, rng: np.random.Generator) -> lis
         runtime.memcpyAsync(
             packed.pointer, first.packed.pointer, packed.nbytes, runtime.memcpyDeviceToDevice, device.stream.handle
         )
-        matrices.append(replace(first, packed=packed))
+        half_copy = None
+        if first.half_copy is not None:
+            half_copy = allocate_half(device.context, device.weights, first)
+            unpack(device.context, replace(first, packed=packed), half_copy)
+        matrices.append(replace(first, packed=packed, half_copy=half_copy))
     return matrices
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import msgspec
+import numpy as np
 import pytest
 
 from kernels.devices.dry_run import DryRunDevice
@@ -13,6 +14,7 @@ from kernels.runtime import memory
 from kernels.runtime.gpu_spec import A100, GpuSpec
 from kernels.weights.half_copy import half_bytes
 from kernels.weights.packed import PackedMatrix
+from kernels.weights.upload import STAGING_BYTES
 from tests.models.files import SMALL
 from tests.worker.planned_gpu import PlannedGpu
 from worker import memory_plan as vram
@@ -105,6 +107,17 @@ def test_beside_a_cache_whose_size_is_set_copies_take_what_remains(gguf: GGUFFil
     assert plan_with(gguf, wanted.kv_cache + wanted.weight_copies // 2, settings).copied
     plan = plan_with(gguf, wanted.kv_cache + wanted.weight_copies + 2 * PAGE_BYTES, settings)
     assert plan.memory.weight_copies == wanted.weight_copies and plan.fits
+
+
+def test_where_some_copies_need_more_than_none_there_are_none(gguf: GGUFFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_steps(_model: object, dry: DryRunDevice, _limits: object) -> None:
+        has_all = all(matrix.half_copy is not None for matrix in dry.store.multiplied)
+        dry.context.scratch((STAGING_BYTES + (0 if has_all else 200_000),), np.uint8)
+
+    monkeypatch.setattr(vram, "_run_largest_steps", run_steps)
+    settings = replace(SETTINGS, kv_cache_bytes=1 << 20)
+    plan = plan_with(gguf, plan_memory(gguf, PlannedGpu(1 << 40), settings).memory.kv_cache + 100_000, settings)
+    assert plan.fits and not plan.copied
 
 
 def test_the_device_is_told_which_matrices_have_copies(gguf: GGUFFile) -> None:
