@@ -104,9 +104,9 @@ def test_it_is_told_how_many_sequences_run_all_layers_in_one_kernel(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], without_gpu: None
 ) -> None:
     plan = plan_of(write_one_kernel(tmp_path / "qwen2.gguf"), capsys)
-    assert (plan["one_kernel_context"], plan["one_kernel_obstacle"]) == (1536, None)
-    assert plan["one_kernel_contexts"] == {"1": 1536, "2": 2048, "4": 896}
-    path = "all layers in one kernel up to 1,536 tokens of context (2,048 of 2, 896 of 4), then one by one"
+    assert (plan["one_kernel_context"], plan["one_kernel_obstacle"]) == (2048, None)
+    assert plan["one_kernel_contexts"] == {"1": 2048, "2": 2560, "4": 1024}
+    path = "all layers in one kernel up to 2,048 tokens of context (2,560 of 2, 1,024 of 4), then one by one"
     assert f"few sequences   {path}" in plan["text"]
 
 

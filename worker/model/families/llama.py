@@ -30,7 +30,7 @@ from worker.model.rope_scaling import long_rope, plain_rope
 from worker.model.step_activations import StepActivations
 from worker.model.weights import TensorSpec, Weights
 
-ONE_KERNEL_CONTEXTS = {1: 1536, 2: 2048, 4: 896}
+ONE_KERNEL_CONTEXTS = {1: 2048, 2: 2560, 4: 1024}
 """Up to such contexts all layers of so many sequences are faster in one kernel than one by one: few blocks attend."""
 
 
