@@ -66,6 +66,7 @@ OF_MORE_THAN_A_MODULE = {
     "tests/tasks/test_tool_calls.py": "calls of tools through all but an engine",
     "tests/worker/commands/test_llama_cpp.py": "logits compared with llama.cpp's",
     "tests/worker/engine/test_equivalence.py": "what a request says does not depend on what runs with it",
+    "tests/worker/engine/test_equivalence_prompts.py": "nor what is told of its prompt",
     "tests/worker/model/families/test_conformance.py": "every family's references",
     "tests/worker/model/families/test_conformance_gpu.py": "the same on a GPU",
     "tests/worker/model/test_formats.py": "every tensor type through whole models",

@@ -1,6 +1,5 @@
 """What a request says does not depend on what happens around it: on real models, through the real ops."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ from kernels.devices.open import open_device
 from kernels.reference.attention import TILE_KEYS
 from tests.models.files import KIT, SMALL
 from tests.worker.engine.bracket_constraint import constraint_of
-from tests.worker.logprob_records import TokenLogprobs, read
+from tests.worker.logprob_records import TokenLogprobs
 from tests.worker.tiny_model import write_tiny_model
-from worker.commands.logits import compute_logits
 from worker.contract import Add, Choice, Sampling
 from worker.engine.engine import Engine
 from worker.model.gguf import open_gguf
@@ -29,22 +27,28 @@ MODELS = SMALL | {name: path for name, path in KIT.items() if name in ("qwen2-un
 IN_8_BITS = ("tiny", "gpt-oss-mxfp4_moe", "qwen35-q4_k_m")
 """Models that run with keys and values of 8 bits, too: all that differs is in ops which every model has."""
 NEAR_TIE = 0.01  # the conformance kit's bound for float32 arithmetic
-MOST_OFF = 0.01  # of a logit of llama.cpp's, which has some functions in tables of float16
 
 
 def load(path: Path, cache_type: str = "f16") -> Model:
     return load_model(open_gguf(path), open_device("cpu", cache_type=cache_type), lambda _done, _total: None)
 
 
-@pytest.fixture(scope="module", params=["tiny", "shipped", *MODELS, *(f"{name}, q8" for name in IN_8_BITS)])
-def model(request: pytest.FixtureRequest, shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """``shipped`` is the first layer of that: what a model says does not matter here."""
-    name, _, cache_type = request.param.partition(", ")
+NAMES = ["tiny", "shipped", *MODELS, *(f"{name}, q8" for name in IN_8_BITS)]
+
+
+def load_by(name: str, shallow_model: Path, folder: Path) -> Model:
+    """One of `NAMES`. ``shipped`` is the first layer of that: what a model says does not matter here."""
+    name, _, cache_type = name.partition(", ")
     if name == "tiny":
-        path = write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
+        path = write_tiny_model(folder / "tiny.gguf")
     else:
         path = shallow_model if name == "shipped" else MODELS[name]
     return load(path, cache_type or "f16")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def model(request: pytest.FixtureRequest, shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load_by(request.param, shallow_model, tmp_path_factory.mktemp("model"))
 
 
 def traffic(model: Model) -> list[Add]:
@@ -154,74 +158,16 @@ def logprobs_of(adds: list[Add], machine: Engine) -> dict[tuple[str, int], list[
     return told
 
 
-def prompt_logprobs(adds: list[Add], machine: Engine) -> dict[str, list[TokenLogprobs]]:
-    """Of the prompts of ``adds``."""
-    told: dict[str, list[TokenLogprobs]] = {}
-    num_tops = {add.request_id: add.sampling.prompt_logprobs or 0 for add in adds}
-    for add in adds:
-        machine.add(add)
-    while machine.has_work:
-        for output in machine.step():
-            if output.prompt_logprobs is not None:
-                told[output.request_id] = read(output.prompt_logprobs, num_tops[output.request_id])
-    return told
-
-
-@pytest.fixture(scope="module")
-def logprobs_by_model(model: Model) -> dict[str, NDArray[np.float64]]:
-    """Of every other request of the traffic, what its logits make each token after each position, [len, vocab]."""
-    adds = traffic(model)[1::2]
-    logits = {add.request_id: compute_logits(model, list(add.prompt_ids)).astype(np.float64) for add in adds}
-    return {name: each - np.log(np.exp(each).sum(axis=1, keepdims=True)) for name, each in logits.items()}
-
-
-@pytest.mark.parametrize("options", [{}, {"step_tokens": 11}, {"num_blocks": 16}], ids=["batched", "cut", "preempted"])
-def test_log_probabilities_of_a_prompt_are_those_of_the_models_logits(
-    model: Model, logprobs_by_model: dict[str, NDArray[np.float64]], options: dict
-):
-    asking = Sampling(max_tokens=12 if "num_blocks" in options else 3, prompt_logprobs=5)
-    adds = [
-        Add(add.request_id, add.prompt_ids, asking) for add in traffic(model) if add.request_id in logprobs_by_model
-    ]
-    machine = engine(model, **options)
-    once, again = prompt_logprobs(adds, machine), prompt_logprobs(adds, machine)
-    assert once == again, "what the prefix cache holds makes no difference"
-    assert (machine.stats(memory_bytes=0).preemptions > 0) == ("num_blocks" in options)
-    for add in adds:
-        told, expected = once[add.request_id], logprobs_by_model[add.request_id][:-1]
-        own = np.take_along_axis(expected, np.array(add.prompt_ids[1:])[:, None], axis=1)
-        named = np.take_along_axis(expected, np.array([each.top_ids for each in told]), axis=1)
-        top = np.array([each.top_logprobs for each in told])
-        is_near = partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
-        is_near([[each.logprob] for each in told], own)
-        is_near(top, np.sort(expected, axis=1)[:, :-6:-1])
-        is_near(top, named)
-
-
-@pytest.fixture(scope="module", params=WITH_REFERENCE)
-def with_reference(request: pytest.FixtureRequest) -> tuple[Model, dict[str, NDArray[Any]]]:
-    path = WITH_REFERENCE[request.param]
+def load_with_reference(name: str) -> tuple[Model, dict[str, NDArray[Any]]]:
+    """One of `WITH_REFERENCE`, and what llama.cpp says of it."""
+    path = WITH_REFERENCE[name]
     with np.load(path.with_suffix(".npz")) as reference:
         return load(path), dict(reference)
 
 
-def test_log_probabilities_of_a_prompt_are_those_of_the_reference(with_reference: tuple[Model, dict]):
-    model, reference = with_reference
-    names = [key.removesuffix("_ids") for key in reference if key.startswith("p") and key.endswith("_ids")]
-    asking = Sampling(max_tokens=1, prompt_logprobs=0)
-    adds = [Add(each, tuple(reference[f"{each}_ids"].tolist()), asking) for each in names]
-    told = prompt_logprobs(adds, engine(model))
-    num_compared = 0
-    for add in adds:
-        for position, logits in zip(
-            reference[f"{add.request_id}_positions"], reference[f"{add.request_id}_logits"], strict=True
-        ):
-            if position + 1 < len(add.prompt_ids):
-                row = logits.astype(np.float64)
-                expected = row[add.prompt_ids[position + 1]] - np.log(np.exp(row).sum())
-                assert told[add.request_id][position].logprob == pytest.approx(expected, abs=2 * MOST_OFF)
-                num_compared += 1
-    assert num_compared
+@pytest.fixture(scope="module", params=WITH_REFERENCE)
+def with_reference(request: pytest.FixtureRequest) -> tuple[Model, dict[str, NDArray[Any]]]:
+    return load_with_reference(request.param)
 
 
 def test_greedy_ids_are_those_of_the_reference(with_reference: tuple[Model, dict]):
