@@ -25,7 +25,6 @@ from worker import contract
 CANARY = "Kanarienvogel"
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 REQUEST = parse({"messages": [{"role": "user", "content": CANARY}], "model": "bytes", "max_tokens": 8, "seed": 3})
-PROMPT = ENCODER.encode(parse({"prompt": CANARY}), READY)
 STARTED = LoggedEvent(Position(0, 1), Started("j", "bytes", 1250, 1))
 LOGGED = LoggedEvent(Position(1, 0), Token("f", 1, [102]))
 
@@ -54,7 +53,8 @@ def traced() -> Iterator[Traced]:
 def job(**fields: Any) -> ActiveJob:
     """A job that was submitted at 1000 and claimed at 1250."""
     found = claim(REQUEST, **{"created_ms": 1000, "started_ms": 1250, "claimed_ms": 1250} | fields)
-    made = ActiveJob(found, PROMPT, READY, lambda outcome: None)
+    prompt = ENCODER.encode(parse({"prompt": CANARY}), READY)
+    made = ActiveJob(found, prompt, READY, lambda outcome: None)
     made.add()
     return made
 

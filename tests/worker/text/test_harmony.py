@@ -17,7 +17,7 @@ from worker.text.tools.answer_parts import CallDelta
 SUBJECT = tokenizer.from_metadata(
     bpe_metadata("a n", "t h", control=(*HARMONY, "<|endoftext|>"), pre="gpt-4o", eos_token_id=263)
 )
-PROMPT = SUBJECT.encode("<|start|>user<|message|>Hi<|end|><|start|>assistant", parse_special=True)
+PROMPT = "<|start|>user<|message|>Hi<|end|><|start|>assistant"
 
 
 def ids_of(text: str) -> list[int]:
@@ -33,7 +33,7 @@ def shown(deltas: list[TextDelta]) -> tuple[str, str, str]:
 
 
 def run(ids: list[int], cuts: list[int] = [], stop: list[str] = [], start: int = 0) -> list[TextDelta]:  # noqa: B006
-    detokenizer = Detokenizer(SUBJECT, stop, prompt_ids=PROMPT)
+    detokenizer = Detokenizer(SUBJECT, stop, prompt_ids=ids_of(PROMPT))
     detokenizer.restore(ids[:start])
     borders = [start, *(cut for cut in cuts if start < cut < len(ids)), len(ids)]
     deltas = []
