@@ -89,7 +89,7 @@ class DocumentPlaces:
         """The place behind ``place`` and a token that may come there, if that is known."""
         found = self._led_to(place, token_id)
         if found is None and place.is_kept:
-            behind = self._behind(place, token_id)
+            behind = self._missed.pop((place, token_id), None) or self._behind(place, token_id)
             found = self._same(place, token_id, behind, *self._length(behind))
             if found is None and self._is_within_space(behind):
                 found = self._in_space(behind)
