@@ -115,8 +115,9 @@ class PromptEncoder:
         if not settings.model:
             raise ModelLoadFailed("no model is given; name a GGUF file with --model or ORCD_MODEL")
         gguf = open_gguf(settings.model)
-        metadata, files = gguf.metadata, VocabularyFiles(str(gguf.path), settings.tokenizer)
+        metadata = gguf.metadata
         tokenizer = tokenizers.of_model(metadata, settings.tokenizer)
+        files = VocabularyFiles(str(gguf.path), settings.tokenizer, tokenizer.digest)
         if settings.chat_template:
             return cls(tokenizer, ChatTemplate.from_file(settings.chat_template, tokenizer), files)
         return cls(tokenizer, _template_in(metadata, tokenizer), files)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
+
+import msgspec
 
 from orcd.errors import InvalidRequest, ModelLoadFailed
 from worker.text import special_tokens, vocabulary
@@ -67,6 +70,11 @@ class Tokenizer:
         self._shown = list(pieces)
         for token_id in self._hidden_ids:
             self._shown[token_id] = b""
+
+    @property
+    def digest(self) -> bytes:
+        """Tells the vocabulary from others, by the bytes of its tokens."""
+        return sha256(msgspec.msgpack.encode(self.pieces)).digest()
 
     @property
     def control_texts(self) -> Set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -13,11 +14,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from orcd.errors import ContextLengthExceeded, InvalidRequest, OrcdError
+from orcd.errors import ContextLengthExceeded, InvalidRequest, ModelLoadFailed, OrcdError
 from orcd.request import Request, parse
 from tasks.dispatch import prompt_encoder
 from tasks.dispatch.prompt_encoder import SHORT_BYTES, PromptEncoder, TakesLong
 from tasks.dispatch.prompt_encoder import SHORT_RENDER_S as MOMENT_S
+from tests.models.files import SMALL
 from tests.tasks.dispatch.byte_model import PATIENCE_S, READY
 from worker.model.gguf import open_gguf
 from worker.settings import Settings
@@ -114,3 +116,20 @@ def test_a_long_text_keeps_what_it_spells_too(encoder: PromptEncoder, demo_model
     expected = own.encode(TEXT + spelling, add_special=False, parse_special=False)
     assert encoder.encode_long(request, LARGE).ids == expected
     assert own.eos_id not in expected
+
+
+@pytest.mark.parametrize("name", ["demo", "llama2-q4_0"])
+def test_no_long_text_is_encoded_with_the_vocabulary_of_a_file_that_has_replaced_the_models(
+    name: str, demo_model: Path, tmp_path: Path
+) -> None:
+    """Its ids would be those of other texts. The same model under a new file is no other one."""
+    model, other = tmp_path / "model.gguf", tmp_path / "other.gguf"
+    shutil.copy(demo_model, model)
+    with closing(PromptEncoder.load(Settings(model=str(model)))) as encoder:
+        shutil.copy(SMALL.get(name, demo_model), other)
+        other.replace(model)
+        if name == "demo":
+            assert len(encoder.encode_long(parse({"prompt": TEXT}), LARGE).ids) > 100
+        else:
+            with pytest.raises(ModelLoadFailed, match="has changed since the worker started"):
+                encoder.encode_long(parse({"prompt": TEXT}), LARGE)

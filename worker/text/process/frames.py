@@ -28,10 +28,11 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
 
 
 class LoadVocabulary(msgspec.Struct, frozen=True, tag="load_vocabulary"):
-    """The files to tokenise with: the model's, and its tokenizer.json or ""."""
+    """The files to tokenise with: the model's, and its tokenizer.json or "". See `VocabularyFiles` for ``digest``."""
 
     model: str
     tokenizer: str
+    digest: bytes = b""
 
 
 class Render(msgspec.Struct, frozen=True, tag="render"):

@@ -35,10 +35,15 @@ class LimitExceeded(InvalidRequest):
 
 @dataclass(frozen=True, slots=True)
 class VocabularyFiles:
-    """A model's GGUF file, and a tokenizer.json to use instead of its own vocabulary, or ""."""
+    """A model's GGUF file, and a tokenizer.json to use instead of its own vocabulary, or "".
+
+    ``digest`` is `worker.text.tokenizer.Tokenizer.digest` of what they held when they were loaded first: files that
+    hold another vocabulary now are refused. Empty: any will do.
+    """
 
     model: str
     tokenizer: str = ""
+    digest: bytes = b""
 
 
 class TextProcess:
@@ -238,7 +243,7 @@ class _Child:
 
     def prepare(self, files: VocabularyFiles, *, for_grammars: bool) -> frames.Refused | None:
         """Have it load the vocabulary, once. Returns why that cannot be. Raises TimeoutError or `_Ended`."""
-        calls: list[frames.Call] = [frames.LoadVocabulary(files.model, files.tokenizer)]
+        calls: list[frames.Call] = [frames.LoadVocabulary(files.model, files.tokenizer, files.digest)]
         if for_grammars:
             calls.append(frames.PrepareGrammars())
         for call in calls:

@@ -9,7 +9,7 @@ from pathlib import Path
 from socket import socket
 from typing import TYPE_CHECKING
 
-from orcd.errors import InvalidRequest, OrcdError, places
+from orcd.errors import InvalidRequest, ModelLoadFailed, OrcdError, places
 from worker.model.gguf import open_gguf
 from worker.text import tokenizer as tokenizers
 from worker.text.chat_template import ChatTemplate
@@ -80,7 +80,10 @@ class TextService:
     def _load(self, call: frames.LoadVocabulary) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # it maps the file
         metadata = open_gguf(call.model).metadata
-        self._tokenizer = tokenizers.of_model(metadata, call.tokenizer)
+        tokenizer = tokenizers.of_model(metadata, call.tokenizer)
+        if call.digest and tokenizer.digest != call.digest:
+            raise ModelLoadFailed(f"{call.tokenizer or call.model}: has changed since the worker started")
+        self._tokenizer = tokenizer
         del metadata
         _limit_memory()
 

@@ -148,14 +148,14 @@ def test_it_knows_the_tokens_of_a_model_whose_file_was_replaced_since(
 def test_one_that_cannot_be_started_is_not_started_again_and_again(
     pieces: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = LogprobProcess(pieces)
+    process, spawned = LogprobProcess(pieces), list[int | None]()
+    spawn = process._spawn
+    monkeypatch.setattr(process, "_spawn", lambda: (spawn(), spawned.append(process.pid)))
+    monkeypatch.setattr(logprob_process, "RESTART_S", 600.0)
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    assert process.json(*ARGUMENTS) is None
-    child = process.pid
-    assert child is not None
     wait_until(lambda: process.json(*ARGUMENTS) is None and process.pid is None)
     assert process.json(*ARGUMENTS) is None
-    assert process.pid is None
+    assert len(spawned) == 1
     process.close()
 
 
