@@ -11,7 +11,7 @@ THROTTLE_SHARE = 10
 """After a batch the job runner pauses so many times as long as it worked, to leave the interpreter to Celery's event
 loop."""
 MAX_THROTTLE_S = 0.1
-DUE_WAIT_S = 0.004
+DUE_WAIT_S = 0.001
 """So long a job's first or final outputs wait for those of others in the pause, to be written with them."""
 MAX_OUTPUTS = 64
 """Outputs of a batch that are not due, at most: what is due meanwhile waits for these, not for those of all streams."""

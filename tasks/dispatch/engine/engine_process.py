@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -55,7 +56,7 @@ class EngineProcess:
 
     One thread starts the runs and reads their frames: the kernel kills the child when the thread that started it ends
     (PR_SET_PDEATHSIG), so that thread lives as long as this object. It calls ``on_event`` for every frame and
-    ``on_exit`` after the last one. Another thread writes: whoever sends waits for nobody.
+    ``on_exit`` after the last one. Another thread writes what is not taken at once: whoever sends waits for nobody.
     """
 
     def __init__(
@@ -174,29 +175,43 @@ class EngineProcess:
 
 
 class _FrameWriter:
-    """A thread that sends frames to one run of the engine, in order, and calls ``kill`` if it takes none."""
+    """Sends frames to one run of the engine, in order. What it does not take at once waits for a thread.
+
+    That calls ``kill`` if it takes none. Most frames do not need it: jobs that start would wait for its turn.
+    """
 
     def __init__(self, connection: socket.socket, kill: Callable[[], None], on_death: OnDeath) -> None:
         self._connection = connection
         self._kill = kill
-        self._requests: SimpleQueue[Request | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._unsent: SimpleQueue[bytes | None] = SimpleQueue()
+        self._num_unsent = 0
         self._thread = SupervisedThread("engine writer", self._run, on_death)
         self._thread.start()
 
     def put(self, request: Request) -> None:
-        """Queue a frame."""
-        self._requests.put(request)
+        """Send a frame, or queue what is left of it; from any thread."""
+        frame = contract.encode(request)
+        with self._lock:
+            if not self._num_unsent:
+                with suppress(OSError):  # it is full, or the run has ended: the thread finds out
+                    frame = frame[self._connection.send(frame, socket.MSG_DONTWAIT) :]
+            if frame:
+                self._num_unsent += 1
+                self._unsent.put(frame)
 
     def close(self) -> None:
         """End the thread of a run that has ended: nothing that it still sends arrives anywhere."""
         self._thread.stop()
-        self._requests.put(None)
+        self._unsent.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         try:
-            while (request := self._requests.get()) is not None:
-                self._connection.sendall(contract.encode(request))
+            while (frame := self._unsent.get()) is not None:
+                self._connection.sendall(frame)
+                with self._lock:
+                    self._num_unsent -= 1
         except ConnectionError:  # it has ended, or is about to
             self._thread.stop()
         except OSError:  # it has taken nothing for long: it hangs, and half a frame cannot be mended
