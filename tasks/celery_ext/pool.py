@@ -220,7 +220,7 @@ class Pool(BasePool):  # type: ignore[misc]
         """Store the results of messages whose jobs have ended, together; what is left is to answer them."""
         ended = [message for message in messages if self._has_ended(message)]
         retrying = self.observer.log.retrying
-        with self.app.backend.together() as failures:
+        with self.app.backend.together([each for message in ended for each in message.outcomes.values()]) as failures:
             for message in ended:
                 message.store_results(self.app.backend, retrying)
         for failure in failures:

@@ -7,8 +7,9 @@ store once Redis is back, and tell those who wait for the task.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import celery.backends.redis
@@ -19,9 +20,11 @@ from celery.exceptions import Reject
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from orcd.result import Result
 from orcd.store import schema
 from orcd.store.redis_address import RedisAddress
 from orcd.store.redis_connection import is_out_of_order, make_pool
+from tasks.dispatch.delivery import Repeated
 from tasks.dispatch.engine.reported_logprobs import ReportedLogprobs
 
 T = TypeVar("T")
@@ -29,6 +32,8 @@ T = TypeVar("T")
 LONGEST_PAUSE_S = 1.0
 MAX_HELD_BYTES = 256 * 1024
 """A larger result is not held for others: a round trip is little of the time it takes, and many would take memory."""
+SEND_BYTES = 1 << 20
+"""What is sent together goes to the kernel in parts of so much, as each costs a turn of the interpreter."""
 
 
 class NotStored(Reject):  # type: ignore[misc]
@@ -77,13 +82,16 @@ class ResultBackend(celery.backends.redis.RedisBackend):  # type: ignore[misc]
     _together: dict[str, bytes] | None = None
 
     @contextmanager
-    def together(self) -> Iterator[list[Exception]]:
-        """The successes that are stored within reach Redis at the end, in one round trip.
+    def together(self, outcomes: Iterable[object] = ()) -> Iterator[list[Exception]]:
+        """The successes that are stored within reach Redis at the end, in one round trip; ``outcomes`` are among them.
 
         Yields what then has the errors of those that cannot be stored. Raises `NotStored` where it has waited in vain.
         """
         failures: list[Exception] = []
         together: dict[str, bytes] = {}
+        results = [each.result if isinstance(each, Repeated) else each for each in outcomes]
+        choices = [choice for result in results if isinstance(result, Result) for choice in result.choices]
+        ReportedLogprobs.make_json([each.logprobs for each in choices if isinstance(each.logprobs, ReportedLogprobs)])
         self._together = together
         try:
             yield failures
@@ -124,7 +132,9 @@ class ResultBackend(celery.backends.redis.RedisBackend):  # type: ignore[misc]
     def _get_pool(self, **params: Any) -> Any:
         # The base class knows fewer kinds of addresses.
         retry = RetryWhile(lambda: self.is_waiting is not None and self.is_waiting())
-        return make_pool(self._address, retry=retry, socket_timeout=params["socket_timeout"])
+        pool = make_pool(self._address, retry=retry, socket_timeout=params["socket_timeout"])
+        pool.connection_kwargs["redis_connect_func"] = partial(_greet, pool.connection_kwargs["redis_connect_func"])
+        return pool
 
     def ensure(self, fun: Any, args: Any, **policy: Any) -> Any:
         """As the base class, where the client itself does not wait."""
@@ -183,6 +193,12 @@ class ResultBackend(celery.backends.redis.RedisBackend):  # type: ignore[misc]
     def _store_with_care(self, key: str, text: bytes | str) -> None:
         # As text: it is rare, and a script that was loaded may be unknown to the server that has taken over since.
         self.client.eval(schema.celery_script("store_result"), 1, key, text, self.expires)
+
+
+def _greet(greet: Callable[[Any], None], connection: Any) -> None:
+    """As on any other connection, which then sends large parts."""
+    connection._buffer_cutoff = SEND_BYTES
+    greet(connection)
 
 
 def in_json(value: Any) -> Any:

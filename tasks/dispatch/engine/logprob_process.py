@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import mmap
 import os
 import socket
 import struct
@@ -16,6 +17,7 @@ import msgspec
 
 from tasks.dispatch.engine.engine_run import memory_file
 
+ID_BYTES = 4
 FEWEST_NUMBERS = 200
 """What has fewer numbers is made into JSON here as fast as the process could be asked."""
 TURN_S = 0.1
@@ -24,10 +26,17 @@ ANSWER_S = 5
 """An answer that takes longer does not come any more."""
 RESTART_S = 10.0
 """After the process has ended, another one is started no sooner."""
-CALL = struct.Struct("<III")
-"""How many tokens, alternatives of each and bytes of records follow: ids of 4 bytes, then the records."""
-ANSWER = struct.Struct("<I")
-"""How many bytes of JSON follow. The first answer, of none, comes when the vocabulary is there."""
+NUMBER = struct.Struct("<I")
+"""A call is a number of results, then a `RESULT` for each; its answer a number for each: how many bytes its JSON has, 0
+if there was no room for it. The first answer, of one number, comes when the vocabulary is there."""
+RESULT = struct.Struct("<III")
+"""How many tokens, alternatives of each and bytes of records there are."""
+CALL_BYTES, SHARED_BYTES = 8 << 20, 40 << 20
+"""Of the memory that both processes share: the ids of 4 bytes and the records of each result are at its beginning, and
+behind so many bytes the JSON of each. Each part that went through the socket would cost a turn of the interpreter."""
+
+Reported = tuple[Sequence[int], int, bytes]
+"""Ids of tokens, alternatives of each, and their records."""
 
 
 class LogprobProcess:
@@ -43,6 +52,7 @@ class LogprobProcess:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
+        self._shared: mmap.mmap | None = None
         self._is_ready = self._is_closed = False
         self._start_at = 0.0
 
@@ -53,17 +63,29 @@ class LogprobProcess:
 
     def json(self, ids: Sequence[int], num_top: int, records: bytes) -> bytes | None:
         """What `ReportedLogprobs.json` makes of these; None if it cannot be had from the process now."""
-        if len(ids) * (1 + num_top) < FEWEST_NUMBERS:
-            return None
-        if not self._lock.acquire(timeout=TURN_S):
-            return None
+        [made] = self.json_of_all([(ids, num_top, records)])
+        return made
+
+    def json_of_all(self, results: Sequence[Reported]) -> list[bytes | None]:
+        """That of each of the results."""
+        asked, end = list[int](), 0
+        for place, (ids, num_top, records) in enumerate(results):
+            size = ID_BYTES * len(ids) + len(records)
+            if len(ids) * (1 + num_top) >= FEWEST_NUMBERS and end + size <= CALL_BYTES:
+                asked.append(place)
+                end += size
+        made: list[bytes | None] = [None] * len(results)
+        if not asked or not self._lock.acquire(timeout=TURN_S):
+            return made
         try:
-            return self._ask(ids, num_top, records) if self._start() else None
+            if self._start():
+                for place, text in zip(asked, self._ask([results[place] for place in asked]), strict=True):
+                    made[place] = text
         except (OSError, EOFError, MemoryError):  # what it may still say would be taken for the next answer
             self._end()
-            return None
         finally:
             self._lock.release()
+        return made
 
     def close(self) -> None:
         """End the process, if there is one, for good. A call that waits for it is not answered."""
@@ -84,7 +106,7 @@ class LogprobProcess:
         assert self._connection is not None
         if not self._is_ready:
             try:
-                first = self._connection.recv(ANSWER.size, socket.MSG_DONTWAIT)
+                first = self._connection.recv(NUMBER.size, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return False
             if not first:
@@ -97,31 +119,45 @@ class LogprobProcess:
         self._connection = ours
         inherited = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
         limit = struct.pack("ll", ANSWER_S, 0)  # a timeval: seconds, microseconds
-        with theirs, memory_file("orcd-vocabulary") as vocabulary:
+        with theirs, memory_file("orcd-vocabulary") as vocabulary, memory_file("orcd-logprobs") as shared:
+            shared.truncate(SHARED_BYTES)
+            self._shared = mmap.mmap(shared.fileno(), SHARED_BYTES)
             vocabulary.write(msgspec.msgpack.encode(self._pieces))
             vocabulary.seek(0)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            fds = [theirs.fileno(), shared.fileno()]
             self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tasks.dispatch.engine.logprob_service", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "tasks.dispatch.engine.logprob_service", *map(str, fds)],
                 env=inherited,
-                pass_fds=[theirs.fileno()],
+                pass_fds=fds,
                 stdin=vocabulary,
                 stdout=subprocess.DEVNULL,
             )
 
-    def _ask(self, ids: Sequence[int], num_top: int, records: bytes) -> bytes:
-        assert self._connection is not None
-        packed = array.array("i", ids).tobytes()
-        self._connection.sendall(CALL.pack(len(ids), num_top, len(records)) + packed + records)
-        (size,) = ANSWER.unpack(receive(self._connection, ANSWER.size))
-        return bytes(receive(self._connection, size))
+    def _ask(self, results: Sequence[Reported]) -> list[bytes | None]:
+        assert self._connection is not None and self._shared is not None
+        call, at = [NUMBER.pack(len(results))], 0
+        for ids, num_top, records in results:
+            call.append(RESULT.pack(len(ids), num_top, len(records)))
+            content = array.array("i", ids).tobytes() + records
+            self._shared[at : at + len(content)] = content
+            at += len(content)
+        self._connection.sendall(b"".join(call))
+        made, at = list[bytes | None](), CALL_BYTES
+        for (size,) in NUMBER.iter_unpack(receive(self._connection, NUMBER.size * len(results))):
+            made.append(self._shared[at : at + size] or None)
+            at += size
+        return made
 
     def _end(self) -> None:
         self._is_ready = False
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
         if self._child is not None:
             self._child.kill()
             self._child.wait()

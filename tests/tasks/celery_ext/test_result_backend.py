@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from struct import pack
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -19,7 +20,9 @@ from orcd.events import TokenLogprob
 from orcd.result import Choice, Result
 from tasks.app import create_app
 from tasks.celery_ext.result_backend import MAX_HELD_BYTES, NotStored, ResultBackend
+from tasks.dispatch.engine.logprob_process import LogprobProcess, Reported
 from tasks.dispatch.engine.reported_logprobs import ReportedLogprobs
+from tasks.dispatch.engine.token_spellings import TokenSpellings
 from tasks.local.redis_server import RedisServer
 from tests.tasks.dispatch.small_tokenizer import PIECES, SPELLINGS
 from worker.settings import Settings
@@ -161,6 +164,28 @@ def test_what_is_stored_together_is_stored_in_one_round_trip_and_who_waits_hears
     assert 0 < connection.ttl("celery-task-meta-c") <= 77
     assert waiting.get(timeout=60)["job_id"] == "a"
     assert heard == ["a"]
+
+
+def test_log_probabilities_of_all_are_asked_for_at_once(backend: Any, connection: redis.Redis) -> None:
+    asked: list[int] = []
+
+    def made(results: Sequence[Reported]) -> list[bytes | None]:
+        asked.append(len(results))
+        return [b'["made"]', None] if len(results) == 2 else [None]
+
+    process = LogprobProcess(PIECES)
+    spellings = TokenSpellings(PIECES, process)
+    outcomes: list[Any] = []
+    for _ in range(2):
+        reported = ReportedLogprobs([7], 1, pack("<fif", -0.5, 2, -0.25), spellings)
+        outcomes.append(msgspec.structs.replace(RESULT, choices=[Choice("é", [7], "stop", logprobs=reported)]))
+    with patch.object(process, "json_of_all", made), backend.together([InvalidRequest("x"), None, *outcomes]):
+        for task_id, outcome in zip("ab", outcomes, strict=True):
+            backend.store_result(task_id, outcome, "SUCCESS")
+    stored = [backend.get_task_meta(each, cache=False)["result"]["choices"][0]["logprobs"] for each in ("a", "b")]
+    assert stored[0] == ["made"]
+    assert stored[1][0]["top"] == {"2": -0.25}, "the one that the process has not made"
+    assert asked == [2, 1]
 
 
 def test_one_of_many_that_cannot_be_stored_keeps_no_other_from_it(backend: Any, connection: redis.Redis) -> None:

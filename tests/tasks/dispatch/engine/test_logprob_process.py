@@ -70,6 +70,32 @@ def test_it_makes_what_the_worker_itself_would_make(process: LogprobProcess, pie
     assert bytes(asking.json()) == own
 
 
+def test_many_are_made_in_one_call(process: LogprobProcess, pieces: list[bytes]) -> None:
+    few, others = (IDS[:3], 2, RECORDS[:60]), ([*reversed(IDS)], 2, RECORDS)
+    wait_until(lambda: process.json(*ARGUMENTS) is not None)
+    own = [bytes(ReportedLogprobs(*each, TokenSpellings(pieces)).json()) for each in (ARGUMENTS, others)]
+    assert process.json_of_all([ARGUMENTS, few, others]) == [own[0], None, own[1]], "few are faster made here"
+    assert process.json_of_all([]) == []
+    reported = [ReportedLogprobs(*each, TokenSpellings(pieces, process)) for each in (ARGUMENTS, few, others)]
+    ReportedLogprobs.make_json(reported)
+    ReportedLogprobs.make_json([])
+    process.close()
+    assert [bytes(reported[0].json()), bytes(reported[2].json())] == own
+    assert bytes(reported[0].json()) == own[0], "once more, where Redis was away"
+    assert bytes(reported[1].json()).startswith(b'[{"id":0,')
+
+
+def test_what_finds_no_room_in_the_shared_memory_is_not_made(
+    process: LogprobProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprob_process, "SHARED_BYTES", logprob_process.CALL_BYTES + 50_000)
+    wait_until(lambda: process.json(*ARGUMENTS) is not None)
+    made = process.json_of_all([ARGUMENTS] * 5)
+    assert made[0] is not None and 0 < made.index(None) < 5
+    many = process.json_of_all([ARGUMENTS] * (1 + logprob_process.CALL_BYTES // len(RECORDS)))
+    assert many[0] == made[0] and many[-1] is None
+
+
 def test_few_numbers_start_no_process(process: LogprobProcess, pieces: list[bytes]) -> None:
     few = ReportedLogprobs(IDS[:2], 2, RECORDS[: len(RECORDS) // 100], TokenSpellings(pieces, process))
     assert bytes(few.json()).startswith(b'[{"id":0,')
