@@ -15,7 +15,7 @@ from kernels.weights.packed import PackedMatrix, Projection
 MAX_SMALL_BATCH = 4  # tokens up to which x is kept in shared memory whole: more take less time in tiles
 MAX_BLOCK_WARPS = 20  # of a block of matmul_gemv* or matmul_small_batch
 MAX_SUMMED_WARPS = 24  # of a block of matmul_gemv_summed
-STREAMED_SCALE_BYTES = 1024  # of a warp that streams weights: scales of 256 columns
+STREAMED_SCALE_BYTES = 1280  # of a warp that streams weights: scales of 256 columns
 MAX_NORMED_WIDTH = 4096  # of a row that every block of matmul_gemv_normed norms for itself
 BLOCK_OUTPUTS = 128  # of a block of matmul_tiled_N
 

@@ -8,18 +8,27 @@
 // The scales of a unit's rows, as `Scales::find` leaves them.
 struct SharedScales {
     static constexpr int num_words = Scales<FORMAT>::num_words, at_once = num_words < 4 ? num_words : 4;
-    static constexpr int row_bytes = num_words * 4, chunk_bytes = 8 * row_bytes;
+    // The lanes of a store have scales of different chunks: these are so far apart that they are on different banks,
+    // and where a row has two quads those of the last two chunks have changed places.
+    static constexpr int row_bytes = num_words * 4, chunk_bytes = 8 * row_bytes + (num_words > 4 ? 64 : 32);
     static_assert(!STREAMED || 4 * chunk_bytes <= STREAMED_SCALE_BYTES, "a warp's share of shared memory");
+    static_assert(num_words <= 8, "two quads");
 
     u32 rows;  // where those of the lane's two rows are, in the first chunk
 
     DEVICE void load(int chunk, u32 (&word)[num_words]) const {
 #pragma unroll
-        for (int i = 0; i < num_words; i += at_once) load_words<at_once>(word + i, rows + chunk * chunk_bytes + 4 * i);
+        for (int i = 0; i < num_words; i += at_once) load_words<at_once>(word + i, place(chunk, i));
     }
     DEVICE void store(int chunk, const u32 (&word)[num_words]) const {
 #pragma unroll
-        for (int i = 0; i < num_words; i += at_once) store_words<at_once>(rows + chunk * chunk_bytes + 4 * i, word + i);
+        for (int i = 0; i < num_words; i += at_once) store_words<at_once>(place(chunk, i), word + i);
+    }
+
+   private:
+    DEVICE u32 place(int chunk, int i) const {
+        const int swapped = num_words > 4 ? 16 * (chunk >> 1) : 0;
+        return rows + chunk * chunk_bytes + (4 * i ^ swapped);
     }
 };
 
