@@ -29,30 +29,53 @@ DEVICE int sum_up_to_lane(int value) {
     return value;
 }
 
-// Of each expert the sum of ceil(count / size) of those before it, and last that of all. A warp calls it, whose lanes
-// have as many experts each.
-DEVICE void sum_before(int* to, const int* counts, int num_experts, int size) {
+// Of each expert the sum of the counts of those before it, and last that of all. A warp calls it, whose lanes have as
+// many experts each.
+DEVICE void sum_before(int* to, const int* counts, int num_experts) {
     const int each = (num_experts + 32) / 32, first = threadIdx.x % 32 * each, end = min(first + each, num_experts);
     int own = 0;
-    for (int expert = first; expert < end; expert++) own += (counts[expert] + size - 1) / size;
+    for (int expert = first; expert < end; expert++) own += counts[expert];
     int before = sum_up_to_lane(own) - own;
     for (int expert = first; expert <= end && expert < first + each; expert++) {
         to[expert] = before;
-        if (expert < end) before += (counts[expert] + size - 1) / size;
+        if (expert < end) before += counts[expert];
     }
 }
 
-// An expert's tiles have about the same number of pairs. All threads of the block call it.
-DEVICE void write_tiles(const TilesParams& p, const int* starts, const int* first_tile, int num_experts) {
-    if (threadIdx.x == 0) *p.num_tiles = first_tile[num_experts];
+// Calls use(expert, its tiles, pairs of each / 16) for the experts of this thread that have some. Their pairs begin at
+// `starts`; an expert's tiles have about the same number of them.
+template <typename Use>
+DEVICE void for_experts(int tile_pairs, const int* starts, int num_experts, Use use) {
     for (int expert = threadIdx.x; expert < num_experts; expert += blockDim.x) {
-        const int start = starts[expert], end = starts[expert + 1];
-        const int tile = first_tile[expert], num_tiles = first_tile[expert + 1] - tile;
-        if (!num_tiles) continue;
-        const int pairs = ((end - start + num_tiles - 1) / num_tiles + 15) / 16 * 16;
-        for (int i = 0; i < num_tiles; i++)
-            p.tiles[tile + i] = make_int4(expert, start + i * pairs, min(pairs, end - start - i * pairs), 0);
+        const int count = starts[expert + 1] - starts[expert], num_tiles = (count + tile_pairs - 1) / tile_pairs;
+        if (num_tiles) use(expert, num_tiles, (count + 16 * num_tiles - 1) / (16 * num_tiles));
     }
+}
+
+// The largest tiles come first, so that blocks that take them in turn have about the same work. All threads of the
+// block call it.
+DEVICE void write_tiles(const TilesParams& p, const int* starts, int num_experts) {
+    constexpr int SIZES = MOST_TILE_PAIRS / 16;
+    __shared__ int places[SIZES + 1];  // of the next tile of 16 (SIZES - i) pairs
+    __syncthreads();
+    if (threadIdx.x <= SIZES) places[threadIdx.x] = 0;
+    __syncthreads();
+    for_experts(p.tile_pairs, starts, num_experts,
+                [&](int, int num_tiles, int size) { atomicAdd(places + SIZES - size, num_tiles); });
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        const int own = threadIdx.x < SIZES ? places[threadIdx.x] : 0, before = sum_up_to_lane(own) - own;
+        if (threadIdx.x <= SIZES) places[threadIdx.x] = before;
+        if (threadIdx.x == SIZES) *p.num_tiles = before;
+    }
+    __syncthreads();
+    for_experts(p.tile_pairs, starts, num_experts, [&](int expert, int num_tiles, int size) {
+        const int place = atomicAdd(places + SIZES - size, num_tiles), pairs = 16 * size;
+        for (int i = 0; i < num_tiles; i++) {
+            const int start = starts[expert] + i * pairs;
+            p.tiles[place + i] = make_int4(expert, start, min(pairs, starts[expert + 1] - start), 0);
+        }
+    });
 }
 
 // Calls use(i, pair, expert) for the pairs of this thread.
@@ -79,12 +102,11 @@ KERNEL __launch_bounds__(PLAN_THREADS) moe_count(const __grid_constant__ PlanPar
 }
 
 // A block has PLAN_PAIRS pairs; the first one writes the tiles. Which of an expert's pairs comes first may differ each
-// time: that changes the place of a pair's row, and no bit of it. Dynamic shared memory: int [5 * (num_experts + 1)].
+// time: that changes the place of a pair's row, and no bit of it. Dynamic shared memory: int [3 * (num_experts + 1)].
 KERNEL __launch_bounds__(PLAN_THREADS) moe_plan(const __grid_constant__ PlanParams p) {
     wait_for_previous();
     extern __shared__ int counts[];  // [num_experts + 1], as are those that follow
     int *before = counts + p.num_experts + 1, *starts = before + p.num_experts + 1;  // pairs of the blocks before
-    int *gate_up_tiles = starts + p.num_experts + 1, *down_tiles = gate_up_tiles + p.num_experts + 1;
     for (int expert = threadIdx.x; expert < p.num_experts; expert += PLAN_THREADS) counts[expert] = before[expert] = 0;
     __syncthreads();
     int ranks[PLAN_PAIRS / PLAN_THREADS];
@@ -103,10 +125,7 @@ KERNEL __launch_bounds__(PLAN_THREADS) moe_plan(const __grid_constant__ PlanPara
         }
         __syncthreads();
     }
-    const int warp = threadIdx.x / 32;
-    if (warp == 0) sum_before(starts, counts, p.num_experts, 1);
-    if (warp == 1 && blockIdx.x == 0) sum_before(gate_up_tiles, counts, p.num_experts, p.gate_up.tile_pairs);
-    if (warp == 2 && blockIdx.x == 0) sum_before(down_tiles, counts, p.num_experts, p.down.tile_pairs);
+    if (threadIdx.x < 32) sum_before(starts, counts, p.num_experts);
     __syncthreads();
     for_pairs(p, [&](int i, int pair, int expert) {
         const int place = starts[expert] + before[expert] + ranks[i];
@@ -114,8 +133,8 @@ KERNEL __launch_bounds__(PLAN_THREADS) moe_plan(const __grid_constant__ PlanPara
         p.places[pair] = place;
     });
     if (blockIdx.x > 0) return;
-    write_tiles(p.gate_up, starts, gate_up_tiles, p.num_experts);
-    write_tiles(p.down, starts, down_tiles, p.num_experts);
+    write_tiles(p.gate_up, starts, p.num_experts);
+    write_tiles(p.down, starts, p.num_experts);
 }
 
 struct GatherParams {

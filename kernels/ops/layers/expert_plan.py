@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kernels.ops.layers.grouped_matmul import can_group, grouped_size
 from kernels.ops.matmul_params import ExpertTiles
-from kernels.ops.matmul_tuning import routed_sizes, routed_tile_size
+from kernels.ops.matmul_tuning import LARGEST_SIZE, routed_sizes, routed_tile_size
 from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray, pointer_of
@@ -18,7 +19,7 @@ from kernels.weights.packed import Experts, PackedMatrix
 _PLAN_THREADS = 1024
 _PLAN_PAIRS = 2 * _PLAN_THREADS  # of a block of moe_plan
 
-declare_constants("moe/moe.cu", PLAN_THREADS=_PLAN_THREADS, PLAN_PAIRS=_PLAN_PAIRS)
+declare_constants("moe/moe.cu", PLAN_THREADS=_PLAN_THREADS, PLAN_PAIRS=_PLAN_PAIRS, MOST_TILE_PAIRS=LARGEST_SIZE)
 
 
 class TilesParams(CudaStruct, source="moe/moe"):
@@ -65,7 +66,10 @@ def tile_sizes(gpu: GpuSpec, experts: Experts, num_tokens: int, num_used: int, n
     """Tokens of the tiles of gates and up projections, and of those of down projections."""
 
     def size_of(*matrices: PackedMatrix) -> int:
-        return routed_tile_size(routed_sizes(gpu, *matrices), num_tokens, num_used, num_experts)
+        grouped = None
+        if len(matrices) == 1 and can_group(gpu, *matrices):
+            grouped = grouped_size(matrices[0].num_partitions, num_tokens, num_used, num_experts)
+        return grouped or routed_tile_size(routed_sizes(gpu, *matrices), num_tokens, num_used, num_experts)
 
     return size_of(*experts.gate_up), size_of(experts.down)
 
@@ -100,7 +104,7 @@ def plan_experts(context: Context, chosen: DeviceArray, num_experts: int, sizes:
     )
     if counts is not None:
         context.launch("moe/moe", "moe_count", num_blocks, _PLAN_THREADS, params, shared_bytes=num_experts * 4)
-    context.launch("moe/moe", "moe_plan", num_blocks, _PLAN_THREADS, params, shared_bytes=5 * (num_experts + 1) * 4)
+    context.launch("moe/moe", "moe_plan", num_blocks, _PLAN_THREADS, params, shared_bytes=3 * (num_experts + 1) * 4)
     return plan
 
 

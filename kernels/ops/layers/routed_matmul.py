@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+from kernels.ops.layers.grouped_matmul import is_suitable, multiply_grouped
 from kernels.ops.matmul import launch_small_batch, multiply_tiled
 from kernels.ops.matmul_params import (
     Epilogue,
@@ -126,6 +127,9 @@ def multiply_summed(
 
 def multiply_expert_tiles(context: Context, product: Product, tiles: ExpertTiles) -> None:
     """Any number of tokens with their experts, in ``tiles`` of one expert each."""
+    if is_suitable(context.gpu, product, tiles.size):
+        multiply_grouped(context, product, tiles)
+        return
     if not _can_stay(context.gpu, product, tiles):
         multiply_tiled(context, product, tiles)
         return

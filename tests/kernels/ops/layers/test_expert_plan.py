@@ -41,7 +41,9 @@ def test_every_pair_is_in_one_tile_of_its_expert(
     expert_at[places] = chosen.ravel()
     for tiles in (plan.gate_up, plan.down):
         held: list[int] = []
-        for expert, first, count, _ in download(tiles.entries)[: download(tiles.num_tiles)[0]]:
+        entries = download(tiles.entries)[: download(tiles.num_tiles)[0]]
+        assert -(-entries[0, 2] // 16) == -(-entries[:, 2].max() // 16), "the largest come first"
+        for expert, first, count, _ in entries:
             assert 0 < count <= tiles.size and set(expert_at[first : first + count]) == {expert}
             held += range(first, first + count)
         assert sorted(held) == list(range(chosen.size))

@@ -65,6 +65,9 @@ def test_any_other_is_multiplied_apart(gpu: GpuSpec, shared_name: str, num_token
         (H100, "Q4_K", 64, "moe_logits_most", "matmul_tiled_experts_16"),
         (H100, "Q6_K", 8192, "moe_logits_most", "matmul_tiled_experts_128"),
         (H100, "Q8_0", 8192, "moe_logits_most", "matmul_tiled_128"),
+        (H100, "MXFP4", 64, "moe_logits_most", "matmul_tiled_16"),
+        (H100, "MXFP4", 8192, "moe_logits_most", "matmul_grouped"),
+        (A100, "MXFP4", 8192, "moe_logits_most", "matmul_tiled_128"),
         (A100, "Q4_K", 64, "moe_logits_most", "matmul_tiled_16"),
     ],
 )
@@ -73,4 +76,5 @@ def test_many_tokens_take_kernels_for_the_weights_and_the_gpu(
 ) -> None:
     launches = launched(gpu, name, name, num_tokens)
     assert launches[0][0] == router
-    assert [kernel for kernel, _ in launches if kernel.startswith("matmul_tiled")][:2] == [products] * 2
+    experts = [kernel for kernel, _ in launches if kernel.startswith(("matmul_tiled", "matmul_grouped"))]
+    assert experts[:2] == [products] * 2

@@ -1,0 +1,310 @@
+// The tiles of matmul_grouped.cu.
+#pragma once
+#include "matmul_tiled.cuh"
+#include "../common/bulk.cuh"
+
+constexpr int WARPGROUP = 128;
+constexpr int STORE_BARRIERS = 1;  // named barriers: each warpgroup that multiplies has one
+
+// The block synchronises for a group of chunks; groups begin anew with each partition, whose last one may be short.
+// Shared memory, in this order: groups of x, at multiples of 1024 bytes; groups of weights of the block's rows; outputs
+// of each warpgroup on their way; barriers.
+struct Ring : GroupedRing<SIZE> {
+    using T = GroupedRing<SIZE>;
+    using L = Layout<FORMAT>;
+    static constexpr int box_bytes = SIZE * 128, x_bytes = T::chunks * box_bytes;
+    static constexpr int unit_bytes = 4 * L::unit_bytes;  // of 64 rows
+    static constexpr int block_bytes = T::chunks * unit_bytes, weight_bytes = GROUPS * block_bytes;
+    static constexpr int weights_at = T::stages * x_bytes, stores_at = weights_at + T::stages * weight_bytes;
+    static constexpr int full_at = stores_at + GROUPS * STORE_BYTES, empty_at = full_at + 8 * T::stages;
+    static_assert(L::chunks == 1 && !L::has_grid, "a unit is a chunk");
+    static_assert(1024 + empty_at + 8 * T::stages <= T::num_bytes, "see `grouped_ring`");
+    static_assert(T::stages >= 2, "a stage is filled while another one is read");
+};
+
+DEVICE void synchronise(int barrier, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// The tiles of a block, one after the other.
+struct Tiles {
+    const TiledParams& p;
+    int row_blocks, num_work, index, row_block;
+    int4 entry, next;
+
+    DEVICE explicit Tiles(const TiledParams& p)
+        : p(p),
+          row_blocks((p.matrix.num_rows + 64 * GROUPS - 1) / (64 * GROUPS)),
+          num_work(*p.num_tiles * row_blocks),
+          index(blockIdx.x) {
+        next = at(index);
+        begin();
+    }
+    DEVICE bool has_one() const { return index < num_work; }
+    DEVICE void advance() {
+        index += gridDim.x;
+        begin();
+    }
+
+   private:
+    DEVICE int4 at(int i) const { return i < num_work ? p.tiles[i / row_blocks] : int4{}; }
+    DEVICE void begin() {
+        entry = next, row_block = index % row_blocks;
+        next = at(index + gridDim.x);
+    }
+};
+
+// ---- copying
+
+// One thread copies x, and one the weights of each 64 rows: a single one cannot ask for as many copies as there are.
+// `row_group`: of the latter; X: of the former.
+constexpr int X = -1;
+DEVICE void copy_tiles(const GroupedParams& t, u32 shared, int row_group) {
+    using R = Ring;
+    const MatrixParams& matrix = t.tiled.matrix;
+    RingPlace place;
+    for (Tiles tiles(t.tiled); tiles.has_one(); tiles.advance()) {
+        const int number = max(tiles.entry.z - 1, R::least - 1) / R::step, box_bytes = (number + 1) * R::step * 128;
+        const u8* x_map = t.x_maps + 128 * number;
+        const int row_block = GROUPS * tiles.row_block + row_group;
+        const bool exists = row_block * 64 < matrix.num_rows;
+        const u8* weights =
+            matrix.packed + tiles.entry.x * matrix.expert_bytes + (i64)row_block * matrix.num_units * R::unit_bytes;
+        for (int partition = 0, chunk = 0; partition < matrix.num_partitions; partition++) {
+            const int end = partition_start(partition + 1, matrix);
+#pragma unroll 1
+            for (; chunk < end; chunk += R::chunks) {
+                const int count = min(R::chunks, end - chunk);
+                const u32 full = shared + R::full_at + 8 * place.stage;
+                barrier_wait(shared + R::empty_at + 8 * place.stage, place.phase ^ 1);
+                if (row_group == X) {
+                    barrier_arrive_expecting(full, count * box_bytes);
+#pragma unroll
+                    for (int i = 0; i < R::chunks; i++)
+                        if (i < count)
+                            copy_box(shared + place.stage * R::x_bytes + i * R::box_bytes, x_map, (chunk + i) * 64,
+                                     tiles.entry.y, full);
+                } else if (exists) {
+                    barrier_arrive_expecting(full, count * R::unit_bytes);
+                    copy_bulk(shared + R::weights_at + place.stage * R::weight_bytes + row_group * R::block_bytes,
+                              weights + chunk * R::unit_bytes, count * R::unit_bytes, full);
+                } else {
+                    barrier_arrive(full);
+                }
+                place.advance(R::stages);
+            }
+            chunk = end;
+        }
+    }
+}
+
+// ---- storing: sums of a tile, 64 rows of a warpgroup, go through shared memory, so that 16 bytes are stored at a time
+
+DEVICE float4 load_quad(u32 address) {
+    float4 v;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(address)
+                 : "memory");
+    return v;
+}
+
+struct TileStore {
+    const TiledParams& p;
+    u32 buffers;  // STORE_BYTES
+    int barrier;  // of the warpgroup
+
+    // Gated activations are made where both their sums are; 32 tokens at a time.
+    template <int KIND, int WIDTH>
+    DEVICE void store_gated(const int4& entry, int first_row, const Accumulators<WIDTH>& sums) const {
+        constexpr int stride = 32 * 2 + 16;  // bytes of a token: no bank conflicts
+        const Epilogue epilogue(p.output, KIND);
+        const int thread = threadIdx.x % WARPGROUP, warp = thread / 32, lane = thread % 32;
+        const int row = first_row + warp * 16 + lane / 4, part = thread % 4;
+        const OutputRow gate(p.matrix, entry.x, row), up(p.matrix, entry.x, row + 8);
+        const bool exists = first_row + 16 * part < p.matrix.num_rows;
+        u16* out = (u16*)p.output.out + epilogue.index(entry.y, first_row) + 8 * part;
+#pragma unroll
+        for (int n = 0; n < WIDTH / 8; n += 4)
+            if (8 * n < entry.z) {
+                u32 y[4] = {};
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    if (n + i >= WIDTH / 8) break;
+                    const float (&d)[4] = sums.d[n + i];
+                    y[i] = pack_half2(epilogue.value(gate.of(d[0]), up.of(d[2]), NO_RESIDUAL),
+                                      epilogue.value(gate.of(d[1]), up.of(d[3]), NO_RESIDUAL));
+                }
+                const u32 buffer = buffers + n / 4 % 2 * (32 * stride);
+                store_matrices_transposed(y, buffer + lane * stride + warp * 16);
+                synchronise(barrier, WARPGROUP);
+                const int token = 8 * n + thread / 4;
+                if (exists && token < entry.z)
+                    *(float4*)(out + (i64)token * p.output.stride) =
+                        load_quad(buffer + thread / 4 * stride + part * 16);
+            }
+    }
+    // Sums as they are, 16 tokens at a time.
+    template <int WIDTH>
+    DEVICE void store_floats(const int4& entry, int first_row, const Accumulators<WIDTH>& sums) const {
+        constexpr int stride = (64 + 4) * 4;  // bytes of a token: no bank conflicts
+        const Epilogue epilogue(p.output, STORE_FLOAT);
+        const int thread = threadIdx.x % WARPGROUP, warp = thread / 32, lane = thread % 32;
+        const int row = first_row + thread % 16 * 4, own = thread / 16;
+        const OutputRow rows[4] = {OutputRow(p.matrix, entry.x, row), OutputRow(p.matrix, entry.x, row + 1),
+                                   OutputRow(p.matrix, entry.x, row + 2), OutputRow(p.matrix, entry.x, row + 3)};
+        const bool exists = row < p.matrix.num_rows;
+        float* out = (float*)p.output.out + epilogue.index(entry.y, row);
+        const u32 to = buffers + 2 * (lane % 4) * stride + (warp * 16 + lane / 4) * 4;
+        const u32 from = buffers + own * stride + thread % 16 * 16;
+#pragma unroll
+        for (int n = 0; n < WIDTH / 8; n += 2)
+            if (8 * n < entry.z) {
+                const u32 buffer = n / 2 % 2 * (16 * stride);
+#pragma unroll
+                for (int j = 0; j < 2; j++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+                        asm volatile("st.shared.f32 [%0], %1;"
+                                     :
+                                     : "r"(to + buffer + (8 * j + i % 2) * stride + i / 2 * 32), "f"(sums.d[n + j][i])
+                                     : "memory");
+                synchronise(barrier, WARPGROUP);
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    float4 v = load_quad(from + buffer + 8 * i * stride);
+                    v.x = epilogue.value(rows[0].of(v.x), 0.0f, NO_RESIDUAL),
+                    v.y = epilogue.value(rows[1].of(v.y), 0.0f, NO_RESIDUAL);
+                    v.z = epilogue.value(rows[2].of(v.z), 0.0f, NO_RESIDUAL),
+                    v.w = epilogue.value(rows[3].of(v.w), 0.0f, NO_RESIDUAL);
+                    const int token = 8 * n + own + 8 * i;
+                    if (exists && token < entry.z) *(float4*)(out + (i64)token * p.output.stride) = v;
+                }
+            }
+    }
+    template <int WIDTH>
+    DEVICE void store(const int4& entry, int first_row, const Accumulators<WIDTH>& sums) const {
+        const int kind = p.output.epilogue;
+        if (kind == SWIGLU) store_gated<SWIGLU>(entry, first_row, sums);
+        if (kind == CLAMPED_SWIGLU) store_gated<CLAMPED_SWIGLU>(entry, first_row, sums);
+        if (kind == GEGLU) store_gated<GEGLU>(entry, first_row, sums);
+        if (kind == STORE_FLOAT) store_floats(entry, first_row, sums);
+    }
+};
+
+// ---- multiplying
+
+struct Multiplier {
+    using R = Ring;
+
+    const MatrixParams& matrix;
+    const TileStore store;
+    u32 shared, weights;  // those of the warp's 16 rows, in the first stage
+    int warpgroup, warp, lane;
+    RingPlace place;
+    int in_group = 0;  // which chunk of its group is next
+
+    // Not by a branch, for which the compiler would not let products run on. `barrier` 0: there is none.
+    DEVICE void release(u32 barrier) const {
+        asm volatile(
+            "{.reg .pred p; setp.ne.u32 p, %1, 0;\n"
+            "@p mbarrier.arrive.shared::cta.b64 _, [%0];}" ::"r"(barrier),
+            "r"(lane == 0 ? barrier : 0)
+            : "memory");
+    }
+    DEVICE void load(Raw<FORMAT>& raw) const {
+        if (in_group == 0) barrier_wait(shared + R::full_at + 8 * place.stage, place.phase);
+        raw.load_shared(weights + place.stage * R::weight_bytes + in_group * R::unit_bytes, 0, lane);
+    }
+    // To the next chunk. Returns the barrier of the stage if it was its last.
+    DEVICE u32 advance(bool is_last) {
+        if (R::chunks > 1 && !is_last && ++in_group < R::chunks) return 0;
+        const u32 barrier = shared + R::empty_at + 8 * place.stage;
+        in_group = 0;
+        place.advance(R::stages);
+        return barrier;
+    }
+
+    template <int WIDTH>
+    DEVICE void multiply_tile(const int4& entry, int row_block) {
+        const RowBase base = row_base(matrix, entry.x, (row_block * GROUPS + warpgroup) * 4 + warp, lane);
+        Accumulators<WIDTH> acc;
+        Accumulators<HAS_PARTITIONS ? WIDTH : 8> total;
+        acc.clear(), total.clear();
+        Raw<FORMAT> raw;
+        load(raw);
+        u32 previous = 0;  // the barrier of the stage whose last products may still run
+#pragma unroll 1
+        for (int partition = 0, chunk = 0; partition < matrix.num_partitions; partition++) {
+            const int end = partition_start(partition + 1, matrix);
+#pragma unroll 1
+            while (chunk < end) {
+                const Scales<FORMAT> scales(raw, base);
+                const u64 descriptor =
+                    wgmma_descriptor(shared + place.stage * R::x_bytes + (R::chunks > 1 ? in_group * R::box_bytes : 0));
+                u32 a[2][4];  // while a step's products run, the next one is dequantised
+#pragma unroll
+                for (int step = 0; step < 4; step++) {
+                    wgmma_wait<1>();
+#pragma unroll
+                    for (int i = 0; i < Layout<FORMAT>::code_words; i++) compute_now(raw.code[i]);  // not before
+                    if (step == 1) release(previous);
+                    fragment_of<FORMAT>(raw, scales, step, a[step % 2]);
+                    wgmma_fence();
+                    wgmma_64(acc.d, a[step % 2], descriptor + 2 * step);
+                    wgmma_commit();
+                }
+                previous = advance(++chunk == end);
+                if (chunk < matrix.num_units) load(raw);
+            }
+            wgmma_wait<0>();
+            if constexpr (HAS_PARTITIONS) {
+                total.add(acc);
+                acc.clear();
+            }
+        }
+        release(previous);
+        const int first_row = (row_block * GROUPS + warpgroup) * 64;
+        if constexpr (HAS_PARTITIONS)
+            store.store(entry, first_row, total);
+        else
+            store.store(entry, first_row, acc);
+    }
+    template <int WIDTH>
+    DEVICE void multiply_as_wide(const int4& entry, int row_block) {
+        if constexpr (WIDTH < SIZE)
+            if (entry.z > WIDTH) return multiply_as_wide<WIDTH + R::step>(entry, row_block);
+        multiply_tile<WIDTH>(entry, row_block);
+    }
+    DEVICE void multiply(const TiledParams& p) {
+        for (Tiles tiles(p); tiles.has_one(); tiles.advance()) multiply_as_wide<R::least>(tiles.entry, tiles.row_block);
+    }
+};
+
+KERNEL __launch_bounds__((1 + GROUPS) * WARPGROUP, Ring::blocks)
+    matmul_grouped(const __grid_constant__ GroupedParams t) {
+    using R = Ring;
+    extern __shared__ u8 unaligned[];
+    const u32 shared = (shared_address(unaligned) + 1023) & ~1023u;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < R::stages; i++) {
+            barrier_init(shared + R::full_at + 8 * i, 1 + GROUPS);
+            barrier_init(shared + R::empty_at + 8 * i, GROUPS * WARPGROUP / 32);
+        }
+        publish_barriers();
+    }
+    __syncthreads();
+    wait_for_previous();
+    const int warpgroup = threadIdx.x / WARPGROUP, warp = __shfl_sync(ALL_LANES, threadIdx.x / 32 % 4, 0);
+    if (warpgroup == 0) {
+        leave_registers<24>();
+        if (threadIdx.x % 32 == 0 && warp <= GROUPS) copy_tiles(t, shared, warp == GROUPS ? X : warp);
+    } else {
+        take_registers<R::registers>();
+        const int own = warpgroup - 1;
+        const TileStore store{t.tiled, shared + R::stores_at + own * STORE_BYTES, STORE_BARRIERS + own};
+        const u32 weights = shared + R::weights_at + own * R::block_bytes + warp * Layout<FORMAT>::unit_bytes;
+        Multiplier multiplier{t.tiled.matrix, store, shared, weights, own, warp, (int)threadIdx.x % 32, {}};
+        multiplier.multiply(t.tiled);
+    }
+}
