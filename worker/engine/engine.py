@@ -177,8 +177,8 @@ class Engine:
         if not self._in_flight:
             for sequence, result in self._late.take():
                 self._do(sequence, result)
-        while self._open is None and len(self._in_flight) < self._runner.depth:
-            chunks, planned = planned or self._scheduler.plan(ahead=len(self._in_flight)), None
+        while self._open is None and (ahead := len(self._in_flight)) < self._runner.depth:
+            chunks, planned = planned or self._scheduler.plan(ahead=ahead, depth=self._runner.depth), None
             assert chunks or self._in_flight or answers or not self._requests, "live requests that cannot go on"
             if not chunks or not self._launch(chunks):
                 break

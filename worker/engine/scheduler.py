@@ -47,7 +47,7 @@ from operator import attrgetter
 
 from worker.contract import STEP_TOKENS, StepSizes
 from worker.engine.cache.sequence_cache import SequenceCache
-from worker.engine.cohort import Cohort, StepInFlight
+from worker.engine.cohort import Cohort, StartGrouping, StepInFlight
 from worker.engine.sequence import Chunk, Sequence
 
 AGEING_STEPS = 256
@@ -90,12 +90,11 @@ class Scheduler:
         self.running: list[Sequence] = []  # by rank
         self.cohort = Cohort(block_tokens, recompute_at)
         self._apart: dict[Sequence, Chunk] = {}  # the others that run, and the chunk of each when it decodes
-        self.num_steps = self.num_preemptions = 0
+        self.num_steps = self.num_preemptions = self.num_prefix_hit_tokens = self._num_step_tokens = 0
         self.lacks_blocks = False  # whether the first that waited found none when it was last tried to admit it
         self.num_constrained = 0  # of those that run, how many have a constraint; kept, as every step asks
-        self.num_prefix_hit_tokens = self._num_step_tokens = 0
         self._num_steps_of_size = [0] * (len(STEP_TOKENS) + 1)
-        self._numbers = count()
+        self._numbers, self._start_grouping = count(), StartGrouping()
 
     @property
     def step_sizes(self) -> StepSizes:
@@ -128,10 +127,10 @@ class Scheduler:
         """Whether so many run that the device had better have work that the host has prepared."""
         return self._works_by_itself and len(self.running) >= MANY
 
-    def plan(self, *, ahead: int = 0) -> list[Chunk]:
+    def plan(self, *, ahead: int = 0, depth: int = 1) -> list[Chunk]:
         """Choose the next step's work; preempts and admits. Empty only when there is nothing to do.
 
-        ``ahead``: so many steps are in flight. Then it may be empty too because their draws must be known first.
+        ``ahead``: so many are in flight, of ``depth``. Then it may be empty too, as their draws must be known first.
         The cohort's chunks come first; the same list is of the same ones.
         """
         if self.cohort.num_constrained and not self.has_many:
@@ -172,7 +171,8 @@ class Scheduler:
                 chunks.append(self._prefill(sequence, budget, spare_rows))
                 budget -= chunks[-1].num_tokens
                 spare_rows -= chunks[-1].num_extra_rows
-        if budget and self.waiting and spare_rows:
+        may_start = not self.has_many or self._start_grouping.starts(spare_rows, len(self.waiting), depth)
+        if budget and self.waiting and spare_rows and may_start:
             for sequence in self._admit():
                 chunks.append(self._prefill(sequence, budget, spare_rows - 1))
                 budget -= chunks[-1].num_tokens

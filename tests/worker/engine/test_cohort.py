@@ -10,7 +10,7 @@ import pytest
 
 from tests.worker.engine.bracket_constraint import BracketConstraint
 from worker.contract import Sampling
-from worker.engine.cohort import Cohort, Draw, DrawnTokens, StepInFlight
+from worker.engine.cohort import Cohort, Draw, DrawnTokens, StartGrouping, StepInFlight
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Chunk, Sequence
 
@@ -268,3 +268,33 @@ def test_who_counts_changes_nothing(seed: int) -> None:
             traffic.step()
         assert together.state == one_by_one.state
     assert together.most_members > 2 and not one_by_one.most_members
+
+
+def test_those_that_wait_for_places_start_together_and_nobody_else_waits() -> None:
+    machine = Scheduler(
+        num_blocks=4096, block_tokens=BLOCK_TOKENS, step_tokens=4096, max_sequences=80, rewrites_blocks=True
+    )
+    for number in range(110):  # of the first 80 one ends with each step
+        most = 2 + number if number < 80 else 200
+        machine.add(Sequence("r", 0, Sampling(max_tokens=most), 0, [number], 1, most))
+    starts = []
+    for _ in range(60):
+        chunks = machine.plan(depth=3)
+        starts.append(sum(sequence.num_output == 0 for sequence, _, _ in chunks))
+        machine.launch(chunks)
+        for sequence, _, _ in chunks:
+            machine.append(sequence, 1)
+            if sequence.finish_reason is not None:
+                machine.remove(sequence)
+        machine.check_invariants()
+    assert [each for each in starts if each] == [80, 11, 11, 8], "the last 8 once there is a place for each"
+    few = StartGrouping()
+    assert few.starts(1, 1, 3) and few.starts(12, 100, 3)
+    assert [few.starts(1, 2, 3) for _ in range(12)] == [False] * 10 + [True, False]
+    assert not any(few.starts(0, 9, 3) for _ in range(30)), "where there is no place nothing is put off"
+
+
+def test_where_steps_take_the_device_long_nobody_waits_for_others_to_start_with() -> None:
+    few = StartGrouping()
+    assert [few.starts(0, 9, 2) for _ in range(9)] == [False] * 7 + [True] * 2
+    assert [few.starts(1, 9, depth) for depth in (2, 3, 2)] == [True, False, False], "the last may have started many"
