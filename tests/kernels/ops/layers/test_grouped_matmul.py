@@ -42,7 +42,7 @@ def test_every_width_of_a_tile_has_a_tensor_map() -> None:
 @pytest.mark.gpu
 @pytest.mark.sanitize("several partitions")
 @pytest.mark.parametrize(
-    "shape", [(208, 768), (1024, 448), (4096, 256)], ids=["several partitions", "two partitions", "one partition"]
+    "shape", [(208, 768), (4096, 256), (4160, 256)], ids=["several partitions", "two partitions", "one partition"]
 )
 def test_products_have_the_bits_of_small_tiles_and_are_those_of_float64(
     device: CudaDevice, upload: Upload, download: Download, shape: tuple[int, int]
