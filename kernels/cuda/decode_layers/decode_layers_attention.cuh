@@ -396,6 +396,7 @@ class AttentionWarp {
     }
 };
 
+#if HAS_WGMMA  // on other cards warpgroups keep the registers that they begin with
 // Warpgroups that attend to nothing give their registers to those that do.
 DEVICE void run_attention(const DecodeLayersParams& p, u8* shared) {
     if (threadIdx.x < 32 * ATTENTION_WARPS) {
@@ -406,3 +407,4 @@ DEVICE void run_attention(const DecodeLayersParams& p, u8* shared) {
         AttentionWarp<true>(p, shared).run();
     }
 }
+#endif
