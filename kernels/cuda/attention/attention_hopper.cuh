@@ -33,10 +33,6 @@ struct Barriers {
     }
 };
 
-DEVICE void synchronise(int barrier, int threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
 // What lies behind a sequence's last key may be NaN, which no weight of 0 takes out of a sum. All threads of a
 // warpgroup call it; the others may do the same meanwhile.
 DEVICE void clear_rows(u8* values, int first, int barrier) {

@@ -28,6 +28,27 @@ DEVICE void barrier_wait(u32 barrier, int phase) {
     } while (!done);
 }
 
+// Named barriers, which `threads` of a block reach, whole warps of them: those that arrive do not wait for the others.
+DEVICE void synchronise(int barrier, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+DEVICE void arrive(int barrier, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// The barriers of a ring, of its stages when they are full and then of these when they are empty: how many arrive at
+// each. All threads of the block call it before anything else.
+DEVICE void begin_ring(u32 barriers, int stages, int full_arrivals, int empty_arrivals) {
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < stages; i++) {
+            barrier_init(barriers + 8 * i, full_arrivals);
+            barrier_init(barriers + 8 * (stages + i), empty_arrivals);
+        }
+        publish_barriers();
+    }
+    __syncthreads();
+}
+
 // Copies `num_bytes`, which must be a multiple of 16.
 DEVICE void copy_bulk(u32 shared, const void* global, int num_bytes, u32 barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"

@@ -32,13 +32,6 @@ struct Tile {
     DEVICE void advance() { index += gridDim.x; }
 };
 
-DEVICE void synchronise(int barrier, int threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-DEVICE void arrive(int barrier, int threads) {
-    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
 // One thread calls it.
 DEVICE void copy_tiles(const CopiedParams& p, u32 stages) {
     using R = Ring;
@@ -247,14 +240,7 @@ KERNEL __launch_bounds__(3 * WARPGROUP, 1) matmul_copied(const __grid_constant__
     using R = Ring;
     extern __shared__ u8 unaligned[];
     const u32 stages = (shared_address(unaligned) + 1023) & ~1023u;
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < R::stages; i++) {
-            barrier_init(stages + R::barriers_at + 8 * i, 1);
-            barrier_init(stages + R::barriers_at + 8 * (R::stages + i), 2 * WARPGROUP / 32);
-        }
-        publish_barriers();
-    }
-    __syncthreads();
+    begin_ring(stages + R::barriers_at, R::stages, 1, 2 * WARPGROUP / 32);
     const int warpgroup = threadIdx.x / WARPGROUP;
     if (warpgroup == 0) {
         leave_registers<24>();

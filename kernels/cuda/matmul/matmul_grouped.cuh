@@ -22,10 +22,6 @@ struct Ring : GroupedRing<SIZE> {
     static_assert(T::stages >= 2, "a stage is filled while another one is read");
 };
 
-DEVICE void synchronise(int barrier, int threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
 // The tiles of a block, one after the other.
 struct Tiles {
     const TiledParams& p;
@@ -286,14 +282,7 @@ KERNEL __launch_bounds__((1 + GROUPS) * WARPGROUP, Ring::blocks)
     using R = Ring;
     extern __shared__ u8 unaligned[];
     const u32 shared = (shared_address(unaligned) + 1023) & ~1023u;
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < R::stages; i++) {
-            barrier_init(shared + R::full_at + 8 * i, 1 + GROUPS);
-            barrier_init(shared + R::empty_at + 8 * i, GROUPS * WARPGROUP / 32);
-        }
-        publish_barriers();
-    }
-    __syncthreads();
+    begin_ring(shared + R::full_at, R::stages, 1 + GROUPS, GROUPS * WARPGROUP / 32);
     wait_for_previous();
     const int warpgroup = threadIdx.x / WARPGROUP, warp = __shfl_sync(ALL_LANES, threadIdx.x / 32 % 4, 0);
     if (warpgroup == 0) {

@@ -39,13 +39,6 @@ struct Tile {
     DEVICE void advance() { index += gridDim.x; }
 };
 
-DEVICE void synchronise(int barrier, int threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-DEVICE void arrive(int barrier, int threads) {
-    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
 // ---- copying
 
 // One thread calls it.
@@ -324,14 +317,7 @@ DEVICE void matmul_unpacked(const UnpackedParams& p) {
     using R = Ring<TOKENS>;
     extern __shared__ u8 unaligned[];
     const u32 stages = (shared_address(unaligned) + 1023) & ~1023u;
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < R::stages; i++) {
-            barrier_init(stages + R::barriers_at + 8 * i, 1);
-            barrier_init(stages + R::barriers_at + 8 * (R::stages + i), 2 * WARPGROUP / 32);
-        }
-        publish_barriers();
-    }
-    __syncthreads();
+    begin_ring(stages + R::barriers_at, R::stages, 1, 2 * WARPGROUP / 32);
     wait_for_previous();
     const int warpgroup = threadIdx.x / WARPGROUP;
     if (warpgroup == 0) {
