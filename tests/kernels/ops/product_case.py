@@ -13,6 +13,7 @@ from kernels.devices.cuda import CudaDevice
 from kernels.ops.matmul import multiply_tiled
 from kernels.ops.matmul_params import Epilogue, Product
 from kernels.runtime.device_array import DeviceArray
+from kernels.runtime.launcher import Context
 from kernels.weights.formats import FORMATS
 from kernels.weights.half_copy import HalfCopies
 from kernels.weights.packed import PackedMatrix
@@ -53,6 +54,28 @@ def product_of(
 def need_wgmma(device: CudaDevice) -> None:
     if not device.gpu.has_wgmma:
         pytest.skip("the kernels are for Hopper")
+
+
+def check_same_bits(
+    device: CudaDevice,
+    upload: Upload,
+    download: Download,
+    matrix: PackedMatrix,
+    multiply: Callable[[Context, Product, int], None],
+    sizes: Iterable[int],
+) -> None:
+    """``multiply`` with tiles of each of ``sizes`` gives the bits of `multiply_tiled`, of many tokens."""
+    num_tokens = 70 if matrix.num_rows > 30_000 else 300
+    x = upload(np.random.default_rng(2).normal(size=(num_tokens, matrix.width)).astype(np.float16))
+
+    def run(multiply: Callable[..., None], *size: int) -> NDArray[np.float32]:
+        out = upload(np.full((num_tokens, matrix.num_rows), np.nan, np.float32))
+        multiply(device.context, Product(x, matrix, out, Epilogue.STORE_FLOAT), *size)
+        return download(out)
+
+    expected = run(multiply_tiled)
+    for size in sizes:
+        np.testing.assert_array_equal(run(multiply, size), expected, err_msg=f"tiles of {size}")
 
 
 def check_epilogue(

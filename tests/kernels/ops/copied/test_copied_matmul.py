@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from kernels.devices.cuda import CudaDevice
 from kernels.ops.copied.copied_matmul import SIZES, copied_ring, copied_shape, is_suitable, multiply_copied
-from kernels.ops.matmul import multiply_tiled
 from kernels.ops.matmul_params import Epilogue, Product
 from kernels.ops.matmul_tuning import SHAPES_APART
 from kernels.runtime.device_array import DeviceArray
@@ -20,7 +17,7 @@ from kernels.runtime.launcher import Context
 from kernels.weights.half_copy import UNPACKED_FORMATS, half_shape, unpack
 from kernels.weights.packed import PackedMatrix
 from tests.kernels.conftest import Download, Upload
-from tests.kernels.ops.product_case import check_epilogue, load, matrix_of, need_wgmma, product_of
+from tests.kernels.ops.product_case import check_epilogue, check_same_bits, load, matrix_of, need_wgmma, product_of
 
 
 @pytest.mark.gpu
@@ -33,17 +30,7 @@ def test_outputs_have_the_bits_of_the_kernels_that_unpack_in_registers(
     need_wgmma(device)
     matrix = load(device, name, shape, copied=True)
     assert matrix.num_partitions == 1 or shape[0] < 30_000
-    num_tokens = 70 if shape[0] > 30_000 else 300
-    x = upload(np.random.default_rng(2).normal(size=(num_tokens, shape[1])).astype(np.float16))
-
-    def run(multiply: Any, *arguments: Any) -> NDArray[np.float32]:
-        out = upload(np.full((num_tokens, shape[0]), np.nan, np.float32))
-        multiply(device.context, Product(x, matrix, out, Epilogue.STORE_FLOAT), *arguments)
-        return download(out)
-
-    expected = run(multiply_tiled)
-    for size in SIZES:
-        np.testing.assert_array_equal(run(multiply_copied, size), expected, err_msg=f"tiles of {size} outputs")
+    check_same_bits(device, upload, download, matrix, multiply_copied, SIZES)
 
 
 def copy_and_multiply(context: Context, product: Product, size: int) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from kernels.devices.cuda import CudaDevice
-from kernels.ops.matmul import multiply_tiled
-from kernels.ops.matmul_params import Epilogue, Product
+from kernels.ops.matmul_params import Epilogue
 from kernels.ops.matmul_tuning import SHAPES_APART
 from kernels.ops.unpacked.unpacked_matmul import (
     LARGEST_SIZE,
@@ -24,7 +20,7 @@ from kernels.runtime.gpu_spec import A100, H100
 from kernels.weights.half_copy import UNPACKED_FORMATS
 from kernels.weights.packed import PackedMatrix
 from tests.kernels.conftest import Download, Upload
-from tests.kernels.ops.product_case import check_epilogue, load, matrix_of, need_wgmma, product_of
+from tests.kernels.ops.product_case import check_epilogue, check_same_bits, load, matrix_of, need_wgmma, product_of
 
 SIZES = (*SUMMING_SIZES, LARGEST_SIZE)
 
@@ -43,17 +39,7 @@ def test_outputs_have_the_bits_of_the_kernels_that_unpack_in_registers(
     need_wgmma(device)
     matrix = load(device, name, shape)
     assert matrix.num_partitions == 1 or shape[0] < 30_000
-    num_tokens = 70 if shape[0] > 30_000 else 300
-    x = upload(np.random.default_rng(2).normal(size=(num_tokens, shape[1])).astype(np.float16))
-
-    def run(multiply: Any, *arguments: Any) -> NDArray[np.float32]:
-        out = upload(np.full((num_tokens, shape[0]), np.nan, np.float32))
-        multiply(device.context, Product(x, matrix, out, Epilogue.STORE_FLOAT), *arguments)
-        return download(out)
-
-    expected = run(multiply_tiled)
-    for size in sizes_of(matrix):
-        np.testing.assert_array_equal(run(multiply_unpacked, size), expected, err_msg=f"tiles of {size} tokens")
+    check_same_bits(device, upload, download, matrix, multiply_unpacked, sizes_of(matrix))
 
 
 @pytest.mark.gpu
