@@ -20,7 +20,7 @@ LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 50, "seed":
 SHORT: dict[str, Any] = {"prompt_token_ids": [5], "max_tokens": 2, "ignore_eos": True}
 
 ASSASSIN = """
-import ctypes, sys, threading, time
+import ctypes, socket, sys, threading, time
 from pathlib import Path
 
 def is_dying(thread):  # it tells of its death already, which another exception would keep it from
@@ -29,11 +29,18 @@ def is_dying(thread):  # it tells of its death already, which another exception 
         frame = frame.f_back
     return frame is None or "error" in frame.f_locals
 
+def take_nothing_at_once(connection, data, flags=0):
+    if flags & socket.MSG_DONTWAIT:
+        raise BlockingIOError
+    return super(socket.socket, connection).send(data, flags)
+
 def wait():
     victim = Path({victim!r})
     while not victim.exists():
         time.sleep(0.02)
     name = victim.read_text()
+    if name == "engine writer":  # it wakes for what the engine does not take at once
+        socket.socket.send = take_nothing_at_once
     while True:  # an exception of this kind arrives when the thread next runs Python code, where it may be ignored
         for thread in threading.enumerate():
             if thread.name == name and not is_dying(thread):
