@@ -124,6 +124,11 @@ def check_whole_numbers(settings: ClientSettings, positive: set[str]) -> None:
             raise InvalidRequest(f"{PREFIX}{each.name.upper()} must be at {bound}")
 
 
+def inherited_environment() -> dict[str, str]:
+    """The environment of this process without ``ORCD_*``: for a child that is not to read the settings."""
+    return {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)}
+
+
 def read_environment(kind: type[S], environment: Mapping[str, str] | None = None, **overrides: Any) -> S:
     """Settings of ``kind`` from ``ORCD_*`` in ``environment`` (default: the process's own) and ``overrides``.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -110,10 +111,7 @@ def plan_memory(gguf: GGUFFile, device: GpuDevice | DryRunDevice, settings: Sett
     config = read_model_config(gguf)
     context_length = min(settings.context_length or config.context_length, config.context_length)
     max_sequences = min(settings.max_sequences, settings.step_tokens)
-
-    def lay_out(is_copied: IsCopied | None) -> _Layout:
-        return _lay_out(gguf, device, settings, config, context_length, is_copied)
-
+    lay_out = partial(_lay_out, gguf, device, settings, config, context_length)
     has_budget = device.budget_bytes is not None
     layout = lay_out((lambda _, matrix: copy_value(device.gpu, matrix) > 0) if has_budget else None)
     block_bytes = bytes_per_block(config, device.cache_format, settings.kv_block_tokens)

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 import pytest
 
 from orcd.errors import InvalidRequest
-from orcd.settings import ClientSettings, check_whole_numbers, read_environment, to_environment
+from orcd.settings import (
+    ClientSettings,
+    check_whole_numbers,
+    inherited_environment,
+    read_environment,
+    to_environment,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,3 +142,11 @@ def test_another_key_prefix_is_refused(prefix: str):
 
 def test_settings_are_shown_without_the_password():
     assert "secret" not in repr(ClientSettings(redis_url="redis://:secret@h"))
+
+
+def test_children_inherit_everything_but_settings(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ORCD_REDIS_URL", "redis://:secret@h")
+    monkeypatch.setenv("SOMETHING", "else")
+    inherited = inherited_environment()
+    assert inherited["SOMETHING"] == "else"
+    assert not any(name.startswith("ORCD_") for name in inherited)

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from typing import IO
 
-from orcd.settings import to_environment
+from orcd.settings import inherited_environment, to_environment
 from worker.settings import Settings
 
 
@@ -31,7 +31,6 @@ def start_engine(settings: Settings) -> EngineRun:
     """Start ``python -m worker``. On Linux it dies with the thread that calls this. Raises OSError."""
     ours, theirs = socket.socketpair()
     in_flight = memory_file("orcd-in-flight")
-    inherited = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
     send_timeout = struct.pack("ll", settings.engine_step_timeout_s, 0)  # a timeval: seconds, microseconds
     try:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, send_timeout)
@@ -39,7 +38,7 @@ def start_engine(settings: Settings) -> EngineRun:
         process = subprocess.Popen(
             # -P: a worker.py in the folder that we were started in must not pass for ours.
             [sys.executable, "-P", "-m", "worker", "--in-flight-fd", fds[0], "--fd", fds[1]],
-            env=inherited | to_environment(settings),
+            env=inherited_environment() | to_environment(settings),
             pass_fds=[in_flight.fileno(), theirs.fileno()],
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # a signal to our process group is for us to judge

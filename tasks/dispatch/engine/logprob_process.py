@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import mmap
-import os
 import socket
 import struct
 import subprocess
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from orcd.settings import inherited_environment
 from tasks.dispatch.engine.engine_run import memory_file
 
 ID_BYTES = 4
@@ -117,7 +117,6 @@ class LogprobProcess:
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
         self._connection = ours
-        inherited = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
         limit = struct.pack("ll", ANSWER_S, 0)  # a timeval: seconds, microseconds
         with theirs, memory_file("orcd-vocabulary") as vocabulary, memory_file("orcd-logprobs") as shared:
             shared.truncate(SHARED_BYTES)
@@ -129,7 +128,7 @@ class LogprobProcess:
             fds = [theirs.fileno(), shared.fileno()]
             self._child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "tasks.dispatch.engine.logprob_service", *map(str, fds)],
-                env=inherited,
+                env=inherited_environment(),
                 pass_fds=fds,
                 stdin=vocabulary,
                 stdout=subprocess.DEVNULL,

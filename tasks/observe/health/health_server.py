@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import time
 from contextlib import suppress
 
 from orcd.errors import InvalidRequest
+from orcd.settings import inherited_environment
 from tasks.observe.health.health_snapshot import encode
 from tasks.observe.observer import Observer
 from tasks.supervised_thread import OnDeath, SupervisedThread
@@ -92,7 +92,7 @@ class _Child:
             with theirs:
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "tasks.observe.health", *arguments],
-                    env={name: text for name, text in os.environ.items() if not name.startswith("ORCD_")},
+                    env=inherited_environment(),
                     pass_fds=descriptors,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

@@ -6,7 +6,6 @@ for minutes, or ask for all memory, and meanwhile no other thread of the process
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from orcd.errors import BY_CODE, InvalidRequest, OrcdError
+from orcd.settings import inherited_environment
 from worker.text.chat_template import ChatTemplate
 from worker.text.process import frames
 from worker.text.process.frames import CPU_LIMIT_S, MEMORY_BYTES, WALL_FACTOR
@@ -213,12 +213,11 @@ class _Child:
 
     def __init__(self, template: ChatTemplate | None) -> None:
         ours, theirs = socket.socketpair()
-        inherited = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
         try:
             with theirs:
                 self.process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "worker.text.process", "--fd", str(theirs.fileno())],
-                    env=inherited | ENVIRONMENT,
+                    env=inherited_environment() | ENVIRONMENT,
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
