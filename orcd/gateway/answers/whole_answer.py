@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -43,11 +44,14 @@ class WholeAnswer(Response):
         caller = HttpRequest(scope, receive)
         builder = ResultBuilder(self._job_id)
         async with EventReader(client, self._job_id) as reader:
+            look_at = time.monotonic() + LOOK_S
             async for event in reader.events(LOOK_S):
                 if event is not None:
                     builder.add(event)
-                elif await caller.is_disconnected():
-                    return
+                if time.monotonic() >= look_at:  # by the clock: an answer that is being written has no pauses
+                    if await caller.is_disconnected():
+                        return
+                    look_at = time.monotonic() + LOOK_S
         result = builder.result()
         if isinstance(result.error, Error) and result.error.code in self._refusals:
             raise ApiError.of_event(result.error)

@@ -20,6 +20,7 @@ from tests.orcd.job_writer import MakeStore, claimed
 
 CHAT: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "count"}]}
 STREAM = {**CHAT, "stream": True}
+RESPONSE: dict[str, Any] = {"model": "demo", "input": "count"}
 
 
 def frames_of(response: httpx.Response) -> list[dict[str, str]]:
@@ -170,13 +171,29 @@ def test_a_stream_that_waits_keeps_its_connection_with_comments(
         assert next(lines).startswith(":")
 
 
-def test_a_chat_whose_caller_leaves_ends_when_nobody_listens(
-    http: httpx.Client, served_model: str, connection: Any
+@pytest.mark.parametrize("body", [CHAT, STREAM, RESPONSE, {**RESPONSE, "stream": True}])
+def test_nobody_listens_to_a_job_whose_caller_has_left_while_it_writes(
+    http: httpx.Client, served_model: str, connection: Any, make_store: MakeStore, body: dict[str, Any]
 ) -> None:
-    text = json.dumps(CHAT)
+    text = json.dumps(body)
+    path = "/v1/chat/completions" if "messages" in body else "/v1/responses"
     with socket.create_connection((http.base_url.host, http.base_url.port or 80)) as caller:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(text)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(text)}\r\n\r\n"
         caller.sendall((head + text).encode())
         wait_until(lambda: connection.zcard(schema.QUEUED))
-    (job,) = connection.keys("orcd:{*}:job")
-    assert json.loads(connection.hget(job, "request"))["on_disconnect"] == "cancel"
+        (job_id,) = (member.decode() for member in connection.zrange(schema.QUEUED, 0, -1))
+        writer = claimed(make_store(), job_id)
+        writer.start()
+        wait_until(lambda: listeners(connection, job_id) == 1)
+    assert json.loads(connection.hget(schema.job_key(job_id), "request"))["on_disconnect"] == "cancel"
+
+    def has_none_while_it_writes() -> bool:
+        writer.tokens(1)  # more often than the gateway looks for its caller
+        return listeners(connection, job_id) == 0
+
+    wait_until(has_none_while_it_writes)
+
+
+def listeners(connection: Any, job_id: str) -> int:
+    ((_channel, number),) = connection.pubsub_numsub(schema.events_channel(job_id))
+    return int(number)
