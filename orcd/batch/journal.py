@@ -19,6 +19,7 @@ from orcd.batch.batch_options import BatchOptions
 from orcd.batch.formats.line_format import FormatName
 from orcd.batch.line_index import LineIndex
 from orcd.batch.place import DIGEST_BYTES, Place
+from orcd.batch.results.result_file import FileUnavailable
 from orcd.errors import InvalidRequest
 
 
@@ -88,7 +89,7 @@ class Journal:
             new.replace(self._path)
             self._file = self._path.open("ab", buffering=0)
         except OSError as error:
-            raise InvalidRequest(f"{self._path}: cannot be written ({error.strerror})") from None
+            raise FileUnavailable(f"{self._path}: cannot be written ({error.strerror})") from None
 
     def submit(self, digests: Mapping[Place, int]) -> None:
         """Jobs are about to be submitted."""

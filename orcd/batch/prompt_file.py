@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from orcd.batch.formats.detection import detect
 from orcd.batch.formats.line_format import FormatName, LineFormat, Record
+from orcd.batch.results.result_file import FileUnavailable
 from orcd.errors import InvalidRequest
 from orcd.request import MAX_REQUEST_BYTES
 
@@ -73,6 +74,8 @@ class PromptFile:
         """Errors say which file they are of."""
         try:
             yield
+        except FileUnavailable:
+            raise
         except InvalidRequest as error:
             raise InvalidRequest(f"{self.name}: {error.message}") from None
 
@@ -92,8 +95,10 @@ class PromptFile:
                     yield number, line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
         except (EOFError, zlib.error):
             raise InvalidRequest("the gzip file is damaged or cut off") from None
+        except gzip.BadGzipFile:
+            raise InvalidRequest("cannot be read (the gzip file is damaged)") from None
         except OSError as error:
-            raise InvalidRequest(f"cannot be read ({error.strerror or 'the gzip file is damaged'})") from None
+            raise FileUnavailable(f"{self.name}: cannot be read ({error.strerror})") from None
 
 
 def _open_pipe(name: str) -> BinaryIO:

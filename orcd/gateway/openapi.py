@@ -101,6 +101,7 @@ _NEW_FILE = {
     "type": "object",
     "required": ["file", "purpose"],
     "properties": {"file": {"type": "string", "format": "binary"}, "purpose": _PURPOSE},
+    "additionalProperties": False,
 }
 _NEW_BATCH = {
     "type": "object",

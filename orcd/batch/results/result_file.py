@@ -32,6 +32,10 @@ class ResultSink(Protocol):
         """Nothing more comes."""
 
 
+class FileUnavailable(InvalidRequest):
+    """The machine cannot read or write a file of a batch now, as its disk is full; nothing is wrong with the batch."""
+
+
 class OutputInUse(InvalidRequest):
     """Another process writes the OUTPUT."""
 
@@ -158,7 +162,7 @@ def _open(path: Path, mode: str) -> BinaryIO:
     try:
         return cast(BinaryIO, path.open(mode))
     except OSError as error:
-        raise InvalidRequest(f"{path}: cannot be written ({error.strerror})") from None
+        raise FileUnavailable(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _write(file: BinaryIO, record: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -19,6 +20,8 @@ from orcd.store.token_log import usable
 LEASE_MS = 10_000
 KIND = "batch_"
 """What the ids of batches begin with."""
+ENDED = ("completed", "failed", "expired", "cancelled")
+"""What the status of a batch may be that nobody runs any more."""
 
 _encode = msgspec.json.encode
 
@@ -114,12 +117,12 @@ class BatchStore:
                 found += [] if fields == {} else [_record(batch_id, fields).batch]
         return found
 
-    async def cancel(self, batch_id: str) -> bool:
-        """Ask for a batch's cancellation; False if it has ended."""
-        return bool(await self._scripts["batch_cancel"]([], [batch_id]))
+    async def cancel(self, batch_id: str) -> None:
+        """Ask for a batch's cancellation; one that has ended stays as it is."""
+        await self._scripts["batch_cancel"]([], [batch_id, int(time.time())])
 
     async def waiting(self) -> list[str]:
-        """Ids of batches that nobody runs."""
+        """Ids of batches that nobody runs, those first that wait for longest."""
         return [batch_id.decode() for batch_id in await self._scripts["batch_adopt"]([], [LEASE_MS, "", ""])]
 
     async def drop(self, batch_id: str) -> None:
@@ -162,6 +165,8 @@ def _record(batch_id: str, fields: dict[bytes, bytes] | None) -> BatchRecord:
         found = fields or {}
         batch, tag = _batch.decode(found[b"batch"]), found[b"tag"].decode()
         models = msgspec.json.decode(found[b"models"], type=list[str] | None)
+        if b"cancel" in found and batch.status not in ENDED:  # its owner may not have heard of it yet
+            batch = msgspec.structs.replace(batch, status="cancelling", cancelling_at=int(found[b"cancel"]))
     except (KeyError, ValueError, RecursionError, msgspec.MsgspecError):
         batch = None
     if batch is None or batch.id != batch_id:

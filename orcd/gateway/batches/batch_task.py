@@ -15,7 +15,7 @@ from orcd.batch.batch_options import BatchOptions
 from orcd.batch.batch_run import BatchRun
 from orcd.batch.formats.defaults import Defaults
 from orcd.batch.journal import Journal
-from orcd.batch.results.result_file import OutputInUse
+from orcd.batch.results.result_file import FileUnavailable, OutputInUse
 from orcd.client import Client
 from orcd.errors import InvalidRequest
 from orcd.gateway.api_keys import TENANT_IS_KEY
@@ -67,7 +67,7 @@ class BatchTask:
     def run(self) -> None:
         """Run the batch to its end; `batch` says which.
 
-        Raises `Stopped`, `RedisUnavailable`, and as `FileStore` does.
+        Raises `Stopped`, `RedisUnavailable`, `FileUnavailable`, and as `FileStore` does.
         """
         with self._files.workplace() as self._place:
             self._run_here()
@@ -95,6 +95,8 @@ class BatchTask:
                     status = self._run(client, file)
             except OutputInUse:  # whoever had the batch before has only been slow, and will hear that it is ours
                 raise Stopped from None
+            except FileUnavailable:  # the file is as good as before: another try may find room, or the disk
+                raise
             except InvalidRequest as error:
                 self._fail([_error(None, error.message)])
                 return

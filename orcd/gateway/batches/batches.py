@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -61,9 +60,7 @@ async def cancel(call: Call) -> Response:
     """Cancel a batch; one that has ended stays as it is."""
     store = call.gateway.batches
     batch = await store.find(call.key, call.request.path_params["id"])
-    if await store.cancel(batch.id):
-        cancelling_at = batch.cancelling_at or int(time.time())
-        return json_response(msgspec.structs.replace(batch, status="cancelling", cancelling_at=cancelling_at))
+    await store.cancel(batch.id)
     return json_response(await store.find(call.key, batch.id))
 
 

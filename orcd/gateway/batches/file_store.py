@@ -41,8 +41,8 @@ _file = msgspec.json.Decoder(FileObject)
 class FileStore:
     """Each file is ``ID.data`` beside its description ``ID.json``, which is written last: without it there is no file.
 
-    An output file grows while its batch runs; its size is what it has by then. Methods raise OSError, or `ApiError` 503
-    where the files are at a URL that cannot be reached.
+    An output file grows while its batch runs; its size is what it has by then. Methods raise `ApiError` 503 where the
+    files cannot be reached; those that write raise OSError, too.
     """
 
     def __init__(self, folder: SharedFolder) -> None:

@@ -6,15 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import BinaryIO
 
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from orcd.gateway.api_error import ApiError
+from orcd.gateway.batches.batch_store import ENDED
 from orcd.gateway.batches.file_store import PURPOSES, FileObject, FileStore
 from orcd.gateway.batches.pages import page
+from orcd.gateway.batches.shared_folder import unavailable
 from orcd.gateway.endpoint import Call, endpoint, json_response
 
 URL = "/v1/files"
@@ -33,12 +35,16 @@ def file_store(call: Call) -> FileStore:
 async def create(call: Call) -> Response:
     """Upload a file."""
     store = file_store(call)
-    async with _limited(call).form(max_files=1, max_fields=16) as form:
-        file, purpose = form.get("file"), form.get("purpose")
-        if not isinstance(file, UploadFile):
-            raise ApiError(400, "file: must be a file of a multipart form", param="file")
-        _check_purpose(purpose)
-        kept = await store.write(call.key, _chunks(file), filename=file.filename or "file", purpose=str(purpose))
+    try:
+        async with _limited(call).form(max_files=1, max_fields=16) as form:
+            _check_fields(form)
+            file, purpose = form.get("file"), form.get("purpose")
+            if not isinstance(file, UploadFile):
+                raise ApiError(400, "file: must be a file of a multipart form", param="file")
+            _check_purpose(purpose)
+            kept = await store.write(call.key, _chunks(file), filename=file.filename or "file", purpose=str(purpose))
+    except OSError as error:  # of the form, whose file is written down on its way, or of the folder
+        raise unavailable(error) from None
     return json_response(kept)
 
 
@@ -67,8 +73,12 @@ async def content(call: Call) -> Response:
 
 @endpoint
 async def delete(call: Call) -> Response:
-    """Delete a file."""
+    """Delete a file, unless a batch that has not ended reads or writes it: its lines would run once more."""
     found = await _found(call)
+    for batch in await call.gateway.batches.list_all(call.key):
+        if batch.status not in ENDED and found.id in (batch.input_file_id, batch.output_file_id, batch.error_file_id):
+            message = f"file_id: {batch.id} has not ended and needs this file; cancel the batch first"
+            raise ApiError(409, message, code="file_in_use", param="file_id")
     await asyncio.to_thread(file_store(call).delete, found.id)
     return json_response({"id": found.id, "object": "file", "deleted": True})
 
@@ -104,6 +114,18 @@ class _Content(Response):
 
 async def _found(call: Call) -> FileObject:
     return await asyncio.to_thread(file_store(call).find, call.key, call.request.path_params["id"])
+
+
+def _check_fields(form: FormData) -> None:
+    for name in form:
+        if name.startswith("expires_after"):
+            raise ApiError(
+                400,
+                "expires_after is not supported: delete the file when it is not needed any more",
+                param="expires_after",
+            )
+        if name not in ("file", "purpose"):
+            raise ApiError(400, f"{name[:80]}: unknown field; known are file, purpose", param=name[:80])
 
 
 def _check_purpose(purpose: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -9,6 +10,26 @@ from tempfile import TemporaryFile
 from typing import BinaryIO, Protocol
 
 from orcd.errors import InvalidRequest
+from orcd.gateway.api_error import ApiError
+
+
+@contextmanager
+def reaching() -> Iterator[None]:
+    """Raises FileNotFoundError, and for all other errors, of which every kind of store has its own, `ApiError` 503."""
+    try:
+        yield
+    except (FileNotFoundError, ApiError):
+        raise
+    except Exception as error:
+        raise unavailable(error) from None
+
+
+def unavailable(error: Exception) -> ApiError:
+    """What a call is answered that needs files which cannot be reached, or that the disk has no room for."""
+    # The texts of a store's own errors may hold its address and more.
+    reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
+    message = f"the gateway's files cannot be used ({reason}); try again"
+    return ApiError(503, message, code="files_unavailable")
 
 
 class Workplace(Protocol):
@@ -28,7 +49,7 @@ class Workplace(Protocol):
 
 
 class SharedFolder(Protocol):
-    """Files by name. Raises OSError, and FileNotFoundError for one that is not there, or `ApiError` 503."""
+    """Files by name. Raises FileNotFoundError for one that is not there, `ApiError` 503 for what else goes wrong."""
 
     def read(self, name: str) -> bytes:
         """What is in a file."""
@@ -66,23 +87,28 @@ class LocalFolder:
 
     def read(self, name: str) -> bytes:
         """See `SharedFolder`."""
-        return self.path(name).read_bytes()
+        with reaching():
+            return self.path(name).read_bytes()
 
     def size(self, name: str) -> int:
         """See `SharedFolder`."""
-        return self.path(name).stat().st_size
+        with reaching():
+            return self.path(name).stat().st_size
 
     def open(self, name: str) -> BinaryIO:
         """See `SharedFolder`."""
-        return self.path(name).open("rb")
+        with reaching():
+            return self.path(name).open("rb")
 
     def names(self, prefix: str) -> list[str]:
         """See `SharedFolder`."""
-        return [path.name for path in self._folder.glob(f"{prefix}*")]
+        with reaching():
+            return [path.name for path in self._folder.glob(f"{prefix}*")]
 
     def delete(self, name: str) -> None:
         """See `SharedFolder`."""
-        self.path(name).unlink(missing_ok=True)
+        with reaching():
+            self.path(name).unlink(missing_ok=True)
 
     @contextmanager
     def workplace(self) -> Iterator[Workplace]:

@@ -14,8 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, cast
 
 from orcd.errors import InvalidRequest
-from orcd.gateway.api_error import ApiError
-from orcd.gateway.batches.shared_folder import Workplace
+from orcd.gateway.batches.shared_folder import Workplace, reaching
 
 _PART = ".part"
 
@@ -42,29 +41,29 @@ class UrlFolder:
 
     def read(self, name: str) -> bytes:
         """See `SharedFolder`."""
-        with _reaching():
+        with reaching():
             return bytes(self._system.cat_file(self._at(name)))
 
     def size(self, name: str) -> int:
         """See `SharedFolder`."""
-        with _reaching():
+        with reaching():
             return int(self._system.info(self._newest(name))["size"])
 
     def open(self, name: str) -> BinaryIO:
         """See `SharedFolder`."""
-        with _reaching():
+        with reaching():
             return cast(BinaryIO, self._system.open(self._newest(name), "rb"))
 
     def names(self, prefix: str) -> list[str]:
         """See `SharedFolder`."""
-        with _reaching():
+        with reaching():
             self._system.invalidate_cache()
             paths = self._system.ls(self._root, detail=False)
         return [name for path in paths if (name := path.rpartition("/")[2]).startswith(prefix)]
 
     def delete(self, name: str) -> None:
         """See `SharedFolder`."""
-        with _reaching(), suppress(FileNotFoundError):
+        with reaching(), suppress(FileNotFoundError):
             self._system.rm_file(self._at(name))
 
     @contextmanager
@@ -75,13 +74,13 @@ class UrlFolder:
 
     def download(self, name: str, path: Path) -> None:
         """Copy a file to ``path``."""
-        with _reaching(), path.open("wb") as copy, self._system.open(self._newest(name), "rb") as file:
+        with reaching(), path.open("wb") as copy, self._system.open(self._newest(name), "rb") as file:
             while chunk := file.read(1 << 20):
                 copy.write(chunk)
 
     def upload(self, path: Path, name: str) -> None:
         """Copy the file at ``path``."""
-        with _reaching():
+        with reaching():
             self._system.put_file(str(path), self._at(name))
 
     def upload_part(self, path: Path, name: str) -> None:
@@ -118,16 +117,3 @@ class _UrlWorkplace:
     def keep(self, name: str) -> None:
         self._folder.upload(self.path(name), name)
         self._folder.delete(name + _PART)
-
-
-@contextmanager
-def _reaching() -> Iterator[None]:
-    """Raises FileNotFoundError, and for all other errors, of which every kind of store has its own, `ApiError` 503."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ApiError(
-            503, f"the gateway's files cannot be reached ({type(error).__name__}); try again", code="files_unavailable"
-        ) from None

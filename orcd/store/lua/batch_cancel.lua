@@ -1,10 +1,8 @@
 -- Ask a batch's owner to cancel it.
 -- KEYS: none
--- ARGV: batch id
--- Returns 1, or 0 if there is no such batch or it has ended.
+-- ARGV: batch id, the time in Unix seconds
+-- Returns nothing. A batch that has ended, or is not there, is left alone.
 local record = key('batch:{' .. ARGV[1] .. '}')
-if not redis.call('ZSCORE', key('batches'), ARGV[1]) then
-    return 0
+if redis.call('ZSCORE', key('batches'), ARGV[1]) then
+    redis.call('HSETNX', record, 'cancel', ARGV[2])
 end
-redis.call('HSET', record, 'cancel', 1)
-return 1

@@ -9,7 +9,7 @@ local id, json, tag, models, created, life = unpack(ARGV)
 local record = key('batch:{' .. id .. '}')
 redis.call('HSET', record, 'batch', json, 'tag', tag, 'models', models)
 redis.call('EXPIRE', record, life)
-redis.call('ZADD', key('batches'), 0, id)
+redis.call('ZADD', key('batches'), now_ms(), id) -- behind those that wait already, or were given back
 redis.call('ZADD', key('batches:' .. tag), created, id)
 extend_ttl('batches', tonumber(life))
 extend_ttl('batches:' .. tag, tonumber(life))

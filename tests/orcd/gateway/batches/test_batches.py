@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,35 +15,15 @@ from orcd.gateway.settings import GatewaySettings
 from orcd.store import schema
 from tests.conftest import wait_until
 from tests.orcd.answering_worker import AnsweringWorker
+from tests.orcd.gateway.batches.batch_calls import URL, begin, ended, line, lines_of
 from tests.orcd.gateway.conftest import OpenSdk, StartGateway, running
 from tests.orcd.job_writer import MakeStore, claimed
-
-URL = "/v1/chat/completions"
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_runner, "LOOK_S", 0.1)
     monkeypatch.setattr(batch_store, "LEASE_MS", 1500)
-
-
-def line(custom_id: str, url: str = URL, **body: Any) -> str:
-    body = {"model": "demo", "messages": [{"role": "user", "content": "count"}], **body}
-    return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body})
-
-
-def begin(sdk: openai.OpenAI, *lines: str, endpoint: Any = URL) -> str:
-    file = sdk.files.create(file=("in.jsonl", "\n".join(lines).encode()), purpose="batch")
-    return sdk.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h").id
-
-
-def ended(sdk: openai.OpenAI, batch_id: str) -> Any:
-    wait_until(lambda: sdk.batches.retrieve(batch_id).status in ("completed", "failed", "cancelled", "expired"))
-    return sdk.batches.retrieve(batch_id)
-
-
-def lines_of(sdk: openai.OpenAI, file_id: str) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in sdk.files.content(file_id).text.splitlines()]
 
 
 def test_a_batch_runs_to_its_end(

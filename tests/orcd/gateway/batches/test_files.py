@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,11 @@ import msgspec
 import openai
 import pytest
 
+from orcd.gateway.batches import batch_runner
 from orcd.gateway.batches.file_store import FileObject, FileStore
+from tests.conftest import wait_until
+from tests.orcd.answering_worker import AnsweringWorker
+from tests.orcd.gateway.batches.batch_calls import begin, ended, line
 from tests.orcd.gateway.conftest import NO_TLS, OpenSdk, StartGateway
 
 
@@ -115,3 +120,42 @@ def test_a_gateway_without_a_folder_says_so(http: httpx.Client) -> None:
     response = http.get("/files")
     assert response.status_code == 501
     assert "--files-dir" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["input_file_id", "output_file_id", "error_file_id"])
+def test_a_file_that_a_batch_needs_cannot_be_deleted_before_that_has_ended(
+    sdk: openai.OpenAI, worker: AnsweringWorker, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(batch_runner, "LOOK_S", 0.05)
+    worker.max_jobs = 1
+    batch_id = begin(sdk, line("a"), line("b"), line("c", nonsense=1))
+    wait_until(lambda: sdk.batches.retrieve(batch_id).request_counts.completed == 1)
+    file_id = getattr(sdk.batches.retrieve(batch_id), kind)
+    with pytest.raises(openai.ConflictError) as caught:
+        sdk.files.delete(file_id)
+    assert (caught.value.param, caught.value.code) == ("file_id", "file_in_use")
+    worker.max_jobs = 2
+    assert ended(sdk, batch_id).request_counts.completed == 2
+    assert sdk.files.delete(file_id).deleted
+
+
+@pytest.mark.parametrize("field", ["expires_after[seconds]", "nonsense"])
+def test_a_field_of_an_upload_that_has_no_effect_is_refused(sdk: openai.OpenAI, tmp_path: Path, field: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        sdk.files.create(file=("a", b"x"), purpose="batch", extra_body={field: "1"})
+    assert caught.value.param == field.partition("[")[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_for_which_the_disk_has_no_room_is_an_error_of_the_server_that_says_so(
+    sdk: openai.OpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(openai.InternalServerError) as caught:
+        sdk.files.create(file=("a", b"x"), purpose="batch")
+    assert (caught.value.status_code, caught.value.code) == (503, "files_unavailable")
+    assert "No space left on device" in caught.value.message
+    assert list(tmp_path.iterdir()) == []
