@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from orcd.gateway import server
+from orcd.gateway.batches import batch_runner
 from worker import settings
 
 ROOT = Path(__file__).parents[1]
@@ -117,6 +119,14 @@ def test_our_processes_may_write_to_volumes_and_tmp_only_and_gain_no_rights(
         assert service["tmpfs"] == ["/tmp"]  # noqa: S108
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_each_of_our_processes_has_the_time_that_it_needs_to_stop(services: dict[str, dict[str, Any]]) -> None:
+    [gateway, *_] = yaml.safe_load_all((ROOT / "deploy" / "kubernetes" / "gateway.yaml").read_text())
+    least_s = {"worker": settings.Settings().drain_timeout_s + 5, "gateway": server.STOP_S + batch_runner.STOP_S}
+    for name, seconds in least_s.items():
+        assert int(services[name].get("stop_grace_period", "10s").removesuffix("s")) > seconds
+    assert gateway["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 30) > least_s["gateway"]
 
 
 def test_nothing_is_published_beyond_this_machine(services: dict[str, dict[str, Any]]) -> None:

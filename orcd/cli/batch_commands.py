@@ -116,9 +116,9 @@ def _run(paths: BatchPaths, options: BatchOptions, redis_url: str | None) -> int
         try:
             run.run()
         except (KeyboardInterrupt, OrcdError, OSError):
-            bar.close()
             if not file.can_go_on:
-                run.cancel()
+                run.cancel()  # first: the terminal that all else is told to may be gone
+            bar.close()
             print(_stopped(file, run.num_in_flight, paths.output), file=sys.stderr)
             raise
         bar.close()

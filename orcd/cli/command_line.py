@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
+from types import FrameType
 from typing import Any, TypeVar
 
 import click
@@ -142,6 +143,26 @@ def kept_interruptions() -> Iterator[None]:
         sys.unraisablehook = report
         for timer in coming:
             timer.cancel()
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """A block of the main thread that SIGTERM, and SIGHUP of a closed terminal, end as Ctrl-C does: in order.
+
+    A signal that is ignored, as under ``nohup``, stays so, and one that somebody else has a handler for is left to it.
+    """
+
+    def interrupt(_signal_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _interrupt_main_thread() -> None:

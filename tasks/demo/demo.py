@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any, BinaryIO
 
 import msgspec
 
 from orcd import jsonl
 from orcd.batch.results.orcd_results import record
+from orcd.cli.command_line import interrupted_by_signals
 from orcd.client import Client
 from orcd.errors import EngineLost, InvalidRequest
 from orcd.events import Token
@@ -43,7 +41,7 @@ class Demo:
     def run(self) -> None:
         """Raises `OrcdError` with one line on what went wrong. Nothing that was started outlives this."""
         with ExitStack() as stack:
-            stack.enter_context(_interrupted_by_signals())
+            stack.enter_context(interrupted_by_signals())
             results = stack.enter_context(_open(self._output))
             redis_url = self._redis_url or stack.enter_context(RedisServer()).url
             say(f"Redis at {RedisAddress.parse(redis_url)}")
@@ -90,21 +88,6 @@ class Demo:
         results.write(jsonl.encode({"job_id": job_id, "prompt": prompt, **record(result)}))
         results.flush()
         return result.tokens_out
-
-
-@contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """SIGTERM, and SIGHUP of a closed terminal, end the demo as Ctrl-C does: in order."""
-
-    def interrupt(_signal_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _show_load(percent: int) -> None:

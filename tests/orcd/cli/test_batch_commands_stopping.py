@@ -16,6 +16,7 @@ from orcd.batch.batch_file import BatchFile
 from orcd.batch.line import Line
 from orcd.client import Client
 from orcd.result import Result
+from orcd.store import schema
 from tests.conftest import wait_until
 from tests.orcd.answering_worker import AnsweringWorker, FailingWorker
 from tests.orcd.cli.command_line import records, requests_in, run
@@ -110,7 +111,22 @@ def test_a_stopped_run_without_a_file_cancels_its_jobs(
     assert {connection.hget(key, "state") for key in connection.keys("orcd:*:job")} == {b"cancelled"}
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_without_a_file_that_is_told_to_end_cancels_its_jobs(
+    sent: signal.Signals, client: Client, connection: redis.Redis, tmp_path: Path
+) -> None:
+    source = tmp_path / "in.txt"
+    source.write_bytes(TEXT)
+    process = subprocess.Popen([sys.executable, "-m", "orcd", "batch", str(source), "-"], stderr=subprocess.PIPE)
+    wait_until(lambda: connection.zcard(schema.QUEUED) == 2)
+    process.send_signal(sent)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"2 jobs cancelled" in told
+    assert connection.zcard(schema.QUEUED) == 0
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_is_killed_goes_on_and_runs_every_line_once(
     sent: signal.Signals, client: Client, worker: AnsweringWorker, connection: redis.Redis, tmp_path: Path
 ) -> None:
@@ -123,8 +139,8 @@ def test_a_run_that_is_killed_goes_on_and_runs_every_line_once(
     process.send_signal(sent)
     _, told = process.communicate(timeout=60)
     worker.max_jobs = math.inf
-    assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL)
-    assert (b"run the same command again to go on" in told) == (sent == signal.SIGINT)
+    assert process.returncode == (130 if sent != signal.SIGKILL else -signal.SIGKILL)
+    assert (b"run the same command again to go on" in told) == (sent != signal.SIGKILL)
     assert subprocess.run(command, capture_output=True, timeout=60).returncode == 0
     assert sorted(result["line"] for result in records(output)) == list(range(1, 301))
     assert len(connection.keys("orcd:*:job")) == 300
