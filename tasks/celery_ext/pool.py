@@ -124,8 +124,8 @@ class Pool(BasePool):  # type: ignore[misc]
         return Dispatcher(settings, self._store, encoder, self.observer, self._publisher.publish, lost, leave, died)
 
     def _thread_died(self, name: str, error: BaseException | None) -> None:
+        self._shutdown.begin(exit_code=1)  # first: whoever reads the log may keep us waiting
         self.observer.thread_died(name, error)
-        self._shutdown.begin(exit_code=1)
 
     def _prepare_finisher(self) -> None:
         self.app.backend.is_waiting = lambda: self._finisher.is_waiting

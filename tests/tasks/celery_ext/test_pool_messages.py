@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 from celery.exceptions import Ignore, TaskRevokedError
+from celery.worker import state
 
 from orcd.client import Client
 from orcd.errors import InvalidRequest, QueueFull
@@ -257,3 +258,19 @@ def test_a_key_of_another_type_concerns_one_message_only(scene: Scene, key: str)
     scene.pool.revoke(["t"], "revoked")
     scene.settle()
     assert scene.pool._messages == {}
+
+
+def test_a_worker_that_loses_a_thread_leaves_though_nobody_takes_what_it_logs_of_that(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "should_stop", None)
+    logs, is_taken = threading.Event(), threading.Event()
+    monkeypatch.setattr(scene.pool.observer.log, "crashed", lambda *_, **__: logs.set() or is_taken.wait(60))
+    dying = threading.Thread(target=scene.pool._thread_died, args=("claimer", KeyError()), daemon=True)
+    dying.start()
+    assert logs.wait(60)
+    try:
+        assert (state.should_stop, scene.pool.observer.is_draining) == (1, True)
+    finally:
+        is_taken.set()
+        dying.join(60)
