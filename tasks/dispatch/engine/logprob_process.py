@@ -68,19 +68,17 @@ class LogprobProcess:
 
     def json_of_all(self, results: Sequence[Reported]) -> list[bytes | None]:
         """That of each of the results."""
-        asked, end = list[int](), 0
-        for place, (ids, num_top, records) in enumerate(results):
-            size = ID_BYTES * len(ids) + len(records)
-            if len(ids) * (1 + num_top) >= FEWEST_NUMBERS and end + size <= CALL_BYTES:
-                asked.append(place)
-                end += size
         made: list[bytes | None] = [None] * len(results)
-        if not asked or not self._lock.acquire(timeout=TURN_S):
+        waiting = [place for place, result in enumerate(results) if _is_worth_asking(result)]
+        if not waiting or not self._lock.acquire(timeout=TURN_S):
             return made
         try:
-            if self._start():
+            while waiting and self._start():
+                asked = _that_fit(waiting, results)
                 for place, text in zip(asked, self._ask([results[place] for place in asked]), strict=True):
                     made[place] = text
+                # The first had all of the room. Of the others some may have found none: they come first now.
+                waiting = [place for place in asked[1:] if made[place] is None] + waiting[len(asked) :]
         except (OSError, EOFError, MemoryError):  # what it may still say would be taken for the next answer
             self._end()
         finally:
@@ -133,6 +131,8 @@ class LogprobProcess:
                 stdin=vocabulary,
                 stdout=subprocess.DEVNULL,
             )
+        # One that dies while nobody asks it is gone at once, and not only when somebody does.
+        threading.Thread(target=self._child.wait, name="log probability reaper", daemon=True).start()
 
     def _ask(self, results: Sequence[Reported]) -> list[bytes | None]:
         assert self._connection is not None and self._shared is not None
@@ -161,6 +161,27 @@ class LogprobProcess:
             self._child.kill()
             self._child.wait()
             self._child = None
+
+
+def _size(result: Reported) -> int:
+    """Its bytes in the shared memory."""
+    ids, _, records = result
+    return ID_BYTES * len(ids) + len(records)
+
+
+def _is_worth_asking(result: Reported) -> bool:
+    ids, num_top, _ = result
+    return len(ids) * (1 + num_top) >= FEWEST_NUMBERS and _size(result) <= CALL_BYTES
+
+
+def _that_fit(places: Sequence[int], results: Sequence[Reported]) -> Sequence[int]:
+    """The first of the places, as many as go into one call together."""
+    end = 0
+    for number, place in enumerate(places):
+        end += _size(results[place])
+        if end > CALL_BYTES:
+            return places[:number]
+    return places
 
 
 def receive(connection: socket.socket, num_bytes: int) -> bytearray:

@@ -27,7 +27,7 @@ class ReportedLogprobs(Sequence[TokenLogprob]):
         self._num_top = num_top
         self._records = records
         self._spellings = spellings
-        self._made: bytes | None = None
+        self._made: bytes | None = None  # by the process; empty if it was asked in vain
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -49,11 +49,11 @@ class ReportedLogprobs(Sequence[TokenLogprob]):
 
     def json(self) -> msgspec.Raw:
         """What msgspec makes of a list of them, in half of the time, or by another process."""
-        if (text := self._made) is not None:
-            self._made = None
-            return msgspec.Raw(text)
         ids, spellings = self._ids, self._spellings
-        if spellings.process is not None and (made := spellings.process.json(ids, self._num_top, self._records)):
+        made, self._made = self._made, None
+        if made is None and spellings.process is not None:
+            made = spellings.process.json(ids, self._num_top, self._records)
+        if made:
             return msgspec.Raw(made)
         top_ids = self._top_ids()
         if not ids or not top_ids or NO_ID in self._records:
@@ -81,7 +81,7 @@ class ReportedLogprobs(Sequence[TokenLogprob]):
         if reported and (process := reported[0]._spellings.process) is not None:
             made = process.json_of_all([(each._ids, each._num_top, each._records) for each in reported])
             for each, text in zip(reported, made, strict=True):
-                each._made = text
+                each._made = text or b""
 
     def _columns(self, numbers: Sequence[float]) -> list[list[bytes]]:
         """Numbers in JSON: those of the tokens themselves, those of the likeliest at each place, of the second ..."""

@@ -85,15 +85,51 @@ def test_many_are_made_in_one_call(process: LogprobProcess, pieces: list[bytes])
     assert bytes(reported[1].json()).startswith(b'[{"id":0,')
 
 
-def test_what_finds_no_room_in_the_shared_memory_is_not_made(
+def test_what_finds_no_room_in_the_shared_memory_beside_others_is_made_in_another_call(
     process: LogprobProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    wait_until(lambda: process.json(*ARGUMENTS) is not None)
+    own = process.json(*ARGUMENTS)
+    long = IDS * 5, 2, RECORDS * 5
+    process._end()
     monkeypatch.setattr(logprob_process, "SHARED_BYTES", logprob_process.CALL_BYTES + 50_000)
     wait_until(lambda: process.json(*ARGUMENTS) is not None)
-    made = process.json_of_all([ARGUMENTS] * 5)
-    assert made[0] is not None and 0 < made.index(None) < 5
-    many = process.json_of_all([ARGUMENTS] * (1 + logprob_process.CALL_BYTES // len(RECORDS)))
-    assert many[0] == made[0] and many[-1] is None
+    calls: list[int] = []
+    ask = process._ask
+    monkeypatch.setattr(process, "_ask", lambda results: calls.append(len(results)) or ask(results))
+    made = process.json_of_all([ARGUMENTS, long, *[ARGUMENTS] * 4])
+    assert made == [own, None, *[own] * 4], "one finds no room even alone"
+    assert calls[0] == 6 and len(calls) < 6
+
+
+def test_more_than_one_call_can_hold_is_made_in_several(
+    process: LogprobProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_until(lambda: process.json(*ARGUMENTS) is not None)
+    own = process.json(*ARGUMENTS)
+    monkeypatch.setattr(logprob_process, "_size", lambda _: logprob_process.CALL_BYTES // 2 + 1)
+    assert process.json_of_all([ARGUMENTS] * 3) == [own] * 3
+    monkeypatch.setattr(logprob_process, "_size", lambda _: logprob_process.CALL_BYTES + 1)
+    assert process.json_of_all([ARGUMENTS] * 3) == [None] * 3
+
+
+def test_what_a_process_that_hangs_did_not_make_is_not_asked_for_once_more(
+    process: LogprobProcess, hanging: threading.Thread, pieces: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = bytes(ReportedLogprobs(*ARGUMENTS, TokenSpellings(pieces)).json())
+    reported = [ReportedLogprobs(*ARGUMENTS, TokenSpellings(pieces, process)) for _ in range(5)]
+    ReportedLogprobs.make_json(reported)
+    monkeypatch.setattr(process, "json", lambda *_: pytest.fail("it was asked again"))
+    assert [bytes(each.json()) for each in reported] == [own] * 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_one_that_dies_while_nobody_asks_is_no_zombie(process: LogprobProcess) -> None:
+    wait_until(lambda: process.json(*ARGUMENTS) is not None)
+    child = process.pid
+    assert child is not None
+    os.kill(child, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{child}").exists())
 
 
 def test_few_numbers_start_no_process(process: LogprobProcess, pieces: list[bytes]) -> None:
