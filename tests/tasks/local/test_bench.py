@@ -14,14 +14,14 @@ from tasks.local.bench import QueueBench
 
 
 def test_every_concurrency_is_measured(shallow_model: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
-    load = ["--device", "cpu", "--prompt-tokens", "4", "--output-tokens", "5", "--concurrency", "1,3", "--json"]
+    load = ["--device", "cpu", "--prompt-tokens", "4", "--output-tokens", "40", "--concurrency", "1,3", "--json"]
     assert run(cli, ["bench", "queue", str(shallow_model), *load]) == 0
     measurements = [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
     assert [each["concurrency"] for each in measurements] == [1, 3]
     for each in measurements:
         assert (each["model"], each["device"]) == (shallow_model.name, "cpu")
-        assert (each["prompt_tokens"], each["output_tokens"]) == (4, 5)
-        expected = each["concurrency"] * 5 / each["total_s"]
+        assert (each["prompt_tokens"], each["output_tokens"]) == (4, 40)
+        expected = each["concurrency"] * 40 / each["total_s"]
         assert each["output_tokens_per_s"] == pytest.approx(expected, rel=0.02)
         assert 0 < each["ttft_p50_ms"] <= each["ttft_p99_ms"] < each["total_s"] * 1000 + 1
 
