@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,30 @@ from tests.tasks.worker_process import WorkerProcess, wait_until_running
 from worker.model.gguf import open_gguf
 from worker.model.registry import FAMILIES
 
+MODELS = {
+    "gemma3-q4_0": False,
+    "gemma4-q4_0": True,
+    "gpt-oss-mxfp4_moe": True,
+    "gpt2-q8_0": True,
+    "lfm2-q5_1": True,
+    "muse-glimmer-q4_0": True,
+    "phi3-q5_k_m": False,
+    "qwen3next-q8_0": True,
+    "smollm3-q5_1": True,
+}
+"""One of each family and kind of vocabulary, and whether its engine is killed.
 
-@cache
-def _one_of_each_family() -> set[str]:
-    """Those whose engine is killed: that each model resumes is tested by `tests/worker/engine/test_equivalence.py`."""
-    families = {FAMILIES[str(open_gguf(path).metadata["general.architecture"])]: name for name, path in SMALL.items()}
-    return set(families.values())
+That each model resumes and says what llama.cpp does is tested by `tests/worker/engine/test_equivalence.py`, that texts
+and chats become the ids of llama.cpp by `tests/worker/text`.
+"""
+
+
+def test_each_family_and_kind_of_vocabulary_is_among_them_and_one_engine_of_each_family_is_killed() -> None:
+    kinds = {name: open_gguf(path).metadata for name, path in SMALL.items()}
+    families = {name: FAMILIES[str(each["general.architecture"])] for name, each in kinds.items()}
+    forms = {name: (family, kinds[name]["tokenizer.ggml.model"]) for name, family in families.items()}
+    assert {forms[name] for name in MODELS} == set(forms.values())
+    assert {families[name] for name, is_killed in MODELS.items() if is_killed} == set(families.values())
 
 
 def _generate(capsys: pytest.CaptureFixture[str], worker: WorkerProcess, *arguments: str) -> list[int]:
@@ -36,7 +53,7 @@ def _generate(capsys: pytest.CaptureFixture[str], worker: WorkerProcess, *argume
     return [token_id for event in events if event["type"] == "token" for token_id in event["ids"]]
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_model_answers_as_llama_cpp_does_and_one_of_each_family_goes_on_after_its_engine_was_killed(
     name: str, redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,7 +66,7 @@ def test_a_model_answers_as_llama_cpp_does_and_one_of_each_family_goes_on_after_
         assert _generate(capsys, worker, "--raw", "--model", name) == text
         if has_template:
             assert _generate(capsys, worker, "--model", name) == chat
-        if name in _one_of_each_family():
+        if MODELS[name]:
             _check_resumed(worker, tmp_path, {"prompt_token_ids": prompt, "max_tokens": 40, "seed": 1})
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from orcd.errors import InvalidRequest
+from tests.models.files import SMALL
+from tests.models.make_references import PROMPT
+from tests.worker.text.vocabularies import tokenizer_of
+from worker.model.gguf import open_gguf
 from worker.text.chat import chat_prompt
 from worker.text.chat.chat_prompt import Chat
 from worker.text.chat.content_escape import ContentEscape
@@ -21,6 +26,20 @@ def render(source: str, chat: Chat, escape: ContentEscape | None = None) -> str:
     template = ChatTemplate(source)
     prompt = chat_prompt.render(chat, template.form, template, escape)
     return prompt.text.translate(prompt.stand_ins)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_chats_first_message_becomes_the_ids_of_llama_cpp(name: str) -> None:
+    metadata, words = open_gguf(SMALL[name]).metadata, tokenizer_of(name)
+    template = ChatTemplate.from_metadata(metadata, words)
+    with np.load(SMALL[name].with_suffix(".npz")) as reference:
+        expected = reference["p1_ids"].tolist()
+        assert ("p2_ids" in reference) == (template is not None)
+    if template is not None:
+        chat, escape = Chat([{"role": "user", "content": PROMPT}]), ContentEscape(words.control_texts)
+        prompt = chat_prompt.render(chat, template.form, template, escape)
+        ids = words.encode(prompt.text, add_special=False, parse_special=True, stand_ins=prompt.stand_ins or None)
+        assert ids == expected
 
 
 @pytest.mark.parametrize("escape", [None, ContentEscape(["<e>"])])
