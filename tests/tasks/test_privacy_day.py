@@ -6,8 +6,6 @@ import asyncio
 import gc
 import json
 import os
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -31,6 +29,7 @@ from tasks.app import create_app
 from tasks.local.redis_server import RedisServer, _free_port
 from tasks.observe.health.health_server import METRICS_EVERY_S
 from tests.conftest import wait_until
+from tests.orcd.cli.command_line import run_apart
 from tests.orcd.gateway.gateway_process import GatewayProcess
 from tests.tasks.observe.test_job_tracer_worker import Collector
 from tests.tasks.slow_engine import held_engine, slow_engine
@@ -68,16 +67,14 @@ class Day:
     def command(self, *arguments: str) -> None:
         """Run ``orcd``; what it says to standard error is kept, and for operators what it prints, too."""
         environment = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
-        done = subprocess.run(
-            [sys.executable, "-m", "orcd", *arguments],
-            env=environment | {"ORCD_REDIS_URL": self.url, "ORCD_DEVICE": "cpu"},
-            cwd=self.folder, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        code, out, err = run_apart(
+            arguments, self.folder, environment | {"ORCD_REDIS_URL": self.url, "ORCD_DEVICE": "cpu"}
+        )
         what = " ".join(arguments)
-        self.said[f"stderr of {what}"] = done.stderr
+        self.said[f"stderr of {what}"] = err
         if arguments[0] not in ("generate", "batch"):
-            assert done.returncode in (0, 1), done.stderr
-            self.said[f"stdout of {what}"] = done.stdout
+            assert code in (0, 1), err
+            self.said[f"stdout of {what}"] = out
 
 
 def use_clients(day: Day) -> None:

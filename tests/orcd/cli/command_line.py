@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import click
 import pytest
@@ -43,6 +46,22 @@ def run_with_program(arguments: Sequence[str]) -> int:
         case [[_, "-P", "-m", "worker", *rest]]:
             return worker.__main__.main(rest)
     return code
+
+
+class Finished(NamedTuple):
+    """What a command left: its exit code, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_apart(arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Finished:
+    """`run_with_program` in a folder and with an environment of its own, as a process would have them."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    with patch.dict(os.environ, environment, clear=True), chdir(folder), redirect_stdout(out), redirect_stderr(err):
+        code = run_with_program(arguments)
+    return Finished(code, *(each.buffer.getvalue().decode() for each in (out, err)))  # type: ignore[attr-defined]
 
 
 def one_error(capsys: pytest.CaptureFixture[str], code: str) -> str:
