@@ -177,11 +177,10 @@ def from_vocabulary(vocabulary: Vocabulary) -> SpecialTokens:
     spelt_like_ends = {text: ids[text] for text in (END_TEXTS & ids.keys()) - typed.keys()}
     named = {token_id for token_id in (vocabulary.eos_id, vocabulary.eot_id, vocabulary.eom_id) if token_id is not None}
     hidden = control.keys() | harmony
-    is_phi3 = any(name in vocabulary.model_name.lower() for name in ("phi-3", "phi3"))
     return SpecialTokens(
         control | spelt_like_ends,
         always,
-        strips_right=typed.keys() - {"<unk>", "<s>", "<|endoftext|>"} if is_phi3 else frozenset(),
+        strips_right=typed.keys() - {"<unk>", "<s>", "<|endoftext|>"} if vocabulary.is_phi3 else frozenset(),
         # A text may have several ids, of which a prompt gets the lowest and an answer may have any.
         hidden_ids=named | vocabulary.all_ids(hidden),
         end_ids=named | vocabulary.all_ids(ends),

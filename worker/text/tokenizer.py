@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
-
-import msgspec
 
 from orcd.errors import InvalidRequest, ModelLoadFailed
 from worker.text import special_tokens, vocabulary
@@ -24,6 +21,10 @@ class Encoder(Protocol):
     @property
     def control_texts(self) -> Set[str]:
         """The spellings of the tokens that text of a message must not become."""
+
+    @property
+    def digest(self) -> bytes:
+        """Tells it from any that may make other ids of a text: a hash of all that its file says of that."""
 
     def encode(
         self,
@@ -73,8 +74,8 @@ class Tokenizer:
 
     @property
     def digest(self) -> bytes:
-        """Tells the vocabulary from others, by the bytes of its tokens."""
-        return sha256(msgspec.msgpack.encode(self.pieces)).digest()
+        """Tells the vocabulary from others, also from those that have the same tokens and make other ones of a text."""
+        return self._encoder.digest
 
     @property
     def control_texts(self) -> Set[str]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import cached_property
+from hashlib import sha256
 from typing import Any, TypeGuard
+
+import msgspec
 
 from orcd.errors import ModelLoadFailed
 from worker.text.encoders.pre_tokenizers import PRE_TOKENIZERS
@@ -52,7 +55,7 @@ class Vocabulary:
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
-    model_name: str
+    is_phi3: bool  # by the model's name
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -62,6 +65,11 @@ class Vocabulary:
         if len(ids) < len(numbers):
             ids.update(zip(reversed(self.tokens), reversed(numbers), strict=True))  # the lowest comes last
         return ids
+
+    @property
+    def digest(self) -> bytes:
+        """A hash of all its fields."""
+        return sha256(msgspec.msgpack.encode([getattr(self, field.name) for field in fields(self)])).digest()
 
     def all_ids(self, texts: Set[str]) -> set[int]:
         """Of all tokens that are spelt like one of ``texts``."""
@@ -98,7 +106,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
         add_bos=model == "gemma4" or _flag(metadata, "add_bos_token", default=begins),
         add_eos=_flag(metadata, "add_eos_token", default=False),
         add_space_prefix=_flag(metadata, "add_space_prefix", default=is_spm) and is_spm,
-        model_name=str(metadata.get("general.name", "")),
+        is_phi3=any(name in str(metadata.get("general.name", "")).lower() for name in ("phi-3", "phi3")),
     )
 
 

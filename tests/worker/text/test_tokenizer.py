@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,3 +102,22 @@ def test_bos_and_eos_are_added_where_the_model_wants_them() -> None:
     assert subject.encode("a") == [98, 97, 99]
     assert subject.encode("a", add_special=False) == [97]
     assert (subject.bos_id, subject.eos_id) == (98, 99)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"merges": ["b c", "a b", "ab c"]},
+        {"pre": "llama-bpe"},
+        {"token_type": [1] * 258 + [4, 3]},
+        {"add_bos_token": True, "bos_token_id": 97},
+    ],
+)
+def test_its_digest_tells_it_from_others_with_the_same_tokens(keys: dict[str, Any]) -> None:
+    metadata = bpe_metadata("a b", "b c", "ab c")
+    own = tokenizer.from_metadata(metadata)
+    other = tokenizer.from_metadata(metadata | {f"tokenizer.ggml.{key}": value for key, value in keys.items()})
+    assert other.pieces == own.pieces
+    assert other.digest != own.digest
+    named = tokenizer.from_metadata(metadata | {"general.name": "tuned", "tokenizer.chat_template": "{{ 1 }}"})
+    assert named.digest == own.digest

@@ -32,6 +32,7 @@ class GgufEncoder:
         spelt = kind.pieces(vocabulary.tokens)
         self._specials = specials
         self.control_texts = specials.control_texts
+        self.digest = vocabulary.digest
         self._bound = _bound(vocabulary, specials, spelt)
         self.pieces = spelt
         for token_id, token_type in enumerate(vocabulary.types):

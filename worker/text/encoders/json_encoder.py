@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import re
 import threading
@@ -36,6 +37,7 @@ class JsonEncoder:
             raise ModelLoadFailed(f"tokenizer {path}: {error.strerror}; give the path of a tokenizer.json") from error
         except Exception as error:  # the library raises nothing more specific
             raise ModelLoadFailed(f"tokenizer {path} is not a tokenizer.json: {str(error)[:200]}") from error
+        self.digest = hashlib.sha256(text.encode()).digest()
         self._lock = threading.Lock()  # encode_special_tokens is a property of the whole tokenizer
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = {token.content: token_id for token_id, token in added.items()}

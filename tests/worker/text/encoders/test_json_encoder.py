@@ -109,3 +109,15 @@ def test_a_token_id_out_of_all_bounds_reserves_no_memory(tmp_path: Path) -> None
     path.write_text(re.sub(r'"a": 0', '"a": 4000000000', path.read_text()))
     with pytest.raises(ModelLoadFailed, match="token ids up to 4000000000"):
         tokenizer.from_tokenizer_json(path)
+
+
+def test_its_digest_tells_it_from_others_with_the_same_tokens(tmp_path: Path) -> None:
+    own, other = (
+        tokenizer.from_tokenizer_json(
+            bpe_file(tmp_path, bpe_metadata("a b", "b c", control=CONTROL) | {"tokenizer.ggml.merges": merges})
+        )
+        for merges in (["a b", "b c"], ["b c", "a b"])
+    )
+    again = tokenizer.from_tokenizer_json(tmp_path / "tokenizer.json")
+    assert other.pieces == own.pieces
+    assert other.digest == again.digest != own.digest
