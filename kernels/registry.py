@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from kernels.runtime.launcher import Context
 
 # What has another type on each device.
-Array = TypeVar("Array", bound=AnyArray, contravariant=True)
+Array = TypeVar("Array", bound=AnyArray)
 Matrix = TypeVar("Matrix", contravariant=True)
 Projection = TypeVar("Projection", contravariant=True)
 Router = TypeVar("Router", contravariant=True)
 Experts = TypeVar("Experts", contravariant=True)
-Rotation = TypeVar("Rotation")  # what `Ops.rotation` gives
+Angles = TypeVar("Angles")  # what `Ops.rotation` gives
 AttentionPlan = TypeVar("AttentionPlan")  # what `Ops.plan_attention` gives
 
 
-class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, AttentionPlan]):
+class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Angles, AttentionPlan]):
     """What a model and an engine compute with; shapes and types are told where the functions are.
 
     Arrays and weights are those of one device. ``out`` arrays come last and by name, and a row's result never depends
@@ -49,27 +49,15 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
         """Rows of a table, scaled."""
 
     def embed_positions(
-        self,
-        token_ids: Array,
-        table: Matrix,
-        positions: Array,
-        position_table: Matrix,
-        *,
-        out: Array,
+        self, token_ids: Array, table: Matrix, positions: Array, position_table: Matrix, *, out: Array
     ) -> None:
         """`embed` plus a learned embedding of each token's position."""
 
-    def rotation(self, positions: Array, rope: Rope[Array], sequence_lengths: Array, sequence_rows: Array) -> Rotation:
+    def rotation(self, positions: Array, rope: Rope[Array], sequence_lengths: Array, sequence_rows: Array) -> Angles:
         """Cosines and sines of a step's tokens, for all layers."""
 
     def rope_write(
-        self,
-        qkv: Array,
-        slots: Array,
-        by: Rotation | None,
-        attention: Attention[Array],
-        *,
-        out_cache: LayerCache[Array],
+        self, qkv: Array, slots: Array, by: Angles | None, attention: Attention[Array], *, out_cache: LayerCache[Array]
     ) -> None:
         """Rotate Q and K, and store K and V."""
 
@@ -91,7 +79,7 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
     def rope_attention(
         self,
         qkv: Array,
-        by: Rotation | None,
+        by: Angles | None,
         attention: Attention[Array],
         step: Step[Array],
         plan: AttentionPlan,
@@ -180,7 +168,7 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
     def decode_layers(
         self,
         layers: Sequence[DenseLayer[Array, Projection]],
-        by: Rotation,
+        by: Angles,
         step: Step[Array],
         *,
         out_caches: Sequence[LayerCache[Array]],
@@ -219,6 +207,12 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Rotation, Attenti
 
     def resolve_tokens(self, token_ids: Array, drawn: Array) -> None:
         """Put the ids that the previous step drew where a step's ``token_ids`` refer to them."""
+
+    def select_step(self, step: Step[Array]) -> Step[Array]:
+        """The step of the tokens with logits alone."""
+
+    def select_rows(self, x: Array, rows: Array, num_columns: int) -> Array:
+        """The first columns of some rows."""
 
 
 class CudaOps:
@@ -261,6 +255,8 @@ class CudaOps:
         self.top_log_probabilities = bind(context, top_log_probabilities)
         self.begin_decode = bind(context, decode_step.begin_decode)
         self.resolve_tokens = bind(context, decode_step.resolve_tokens)
+        self.select_step = bind(context, decode_step.select_step)
+        self.select_rows = bind(context, decode_step.select_rows)
 
 
 class ReferenceOps:
@@ -298,3 +294,5 @@ class ReferenceOps:
         self.top_log_probabilities = kernels.reference.sampling.top_log_probabilities
         self.begin_decode = kernels.reference.decode_step.begin_decode
         self.resolve_tokens = kernels.reference.decode_step.resolve_tokens
+        self.select_step = kernels.reference.decode_step.select_step
+        self.select_rows = kernels.reference.decode_step.select_rows

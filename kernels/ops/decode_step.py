@@ -1,12 +1,13 @@
-"""What turns one step into the next one without the host; see `kernels.reference.decode_step`."""
+"""What turns one step into another one without the host; see `kernels.reference.decode_step`."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import SAMPLING_ROW
+from kernels.batch import SAMPLING_ROW, Step, view
 from kernels.decode_rows import DecodeRows
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_constants
@@ -16,8 +17,9 @@ from kernels.runtime.launcher import Context
 
 _SOURCE = "decode_step/decode_step"
 _THREADS = 1024
+_SELECT_THREADS = 256
 
-declare_constants("decode_step/decode_step.cu", THREADS=_THREADS)
+declare_constants("decode_step/decode_step.cu", THREADS=_THREADS, SELECT_THREADS=_SELECT_THREADS)
 
 
 class RowStatesParams(CudaStruct, source=_SOURCE):
@@ -53,6 +55,32 @@ class ResolveParams(CudaStruct, source=_SOURCE):
     token_ids: Pointer  # [num_tokens] int32
     drawn: Pointer  # [capacity] int32
     num_tokens: Int32
+
+
+class SelectStepParams(CudaStruct, source=_SOURCE):
+    """What decode_step_select is given."""
+
+    rows: Pointer  # [num_rows] int32 tokens of the step; all others are int32, too
+    token_ids: Pointer  # [num_tokens]
+    positions: Pointer  # [num_tokens]
+    slots: Pointer  # [num_tokens] KV slots
+    sequence_rows: Pointer  # [num_tokens]
+    sequence_lengths: Pointer  # [num_sequences]
+    block_tables: Pointer  # [num_sequences, max_blocks]
+    selected: Pointer  # [7 * num_rows + 1]
+    selected_tables: Pointer  # [num_rows, max_blocks]
+    num_rows: Int32
+    max_blocks: Int32
+
+
+class SelectRowsParams(CudaStruct, source=_SOURCE):
+    """What decode_step_select_rows is given."""
+
+    x: Pointer  # rows of row_words
+    rows: Pointer  # [num_rows] int32 rows of x
+    out: Pointer  # [num_rows, num_words]
+    row_words: Int32  # of 16 bytes
+    num_words: Int32  # of each row that are copied, from its beginning
 
 
 class CopyParams(CudaStruct, source=_SOURCE):
@@ -106,6 +134,57 @@ def resolve_tokens(context: Context, token_ids: DeviceArray, drawn: DeviceArray)
     """
     params = ResolveParams(token_ids=token_ids.pointer, drawn=drawn.pointer, num_tokens=token_ids.size)
     context.launch(_SOURCE, "decode_step_resolve", 1, _THREADS, params)
+
+
+def select_step(context: Context, step: Step[DeviceArray]) -> Step[DeviceArray]:
+    """The step of the tokens in ``step.logit_rows``: a sequence for each, of those that the cache holds.
+
+    The kernel launched next may not overlap this one.
+    """
+    num_rows, max_blocks = step.logit_rows.size, step.block_tables.shape[1]
+    selected = context.scratch((7 * num_rows + 1,), np.int32)
+    tables = context.scratch((num_rows, max_blocks), np.int32)
+    params = SelectStepParams(
+        rows=step.logit_rows.pointer,
+        token_ids=step.token_ids.pointer,
+        positions=step.positions.pointer,
+        slots=step.slots.pointer,
+        sequence_rows=step.sequence_rows.pointer,
+        sequence_lengths=step.sequence_lengths.pointer,
+        block_tables=step.block_tables.pointer,
+        selected=selected.pointer,
+        selected_tables=tables.pointer,
+        num_rows=num_rows,
+        max_blocks=max_blocks,
+    )
+    context.launch(_SOURCE, "decode_step_select", num_rows, _SELECT_THREADS, params)
+    ids, positions, slots, rows, contexts, lengths = (
+        view(selected, 4 * num_rows * number, (num_rows,), np.int32) for number in range(6)
+    )
+    return Step(
+        token_ids=ids,
+        positions=positions,
+        slots=slots,
+        sequence_rows=rows,
+        query_starts=view(selected, 4 * num_rows * 6, (num_rows + 1,), np.int32),
+        context_lengths=contexts,
+        sequence_lengths=lengths,
+        block_tables=tables,
+        logit_rows=rows,
+    )
+
+
+def select_rows(context: Context, x: DeviceArray, rows: DeviceArray, num_columns: int) -> DeviceArray:
+    """The first ``num_columns`` of some ``rows`` [R] int32 of ``x`` [T, W], as a new array of the same type."""
+    item_bytes = x.dtype.itemsize
+    row_bytes, num_bytes = x.shape[1] * item_bytes, num_columns * item_bytes
+    assert row_bytes % 16 == 0 and num_bytes % 16 == 0, f"rows of {row_bytes} bytes, {num_bytes} of which are copied"
+    out = context.scratch((rows.size, num_columns), x.dtype)
+    params = SelectRowsParams(
+        x=x.pointer, rows=rows.pointer, out=out.pointer, row_words=row_bytes // 16, num_words=num_bytes // 16
+    )
+    context.launch(_SOURCE, "decode_step_select_rows", rows.size, _SELECT_THREADS, params)
+    return out
 
 
 def copy_to_host(context: Context, source: DeviceArray, target: NDArray[Any]) -> None:

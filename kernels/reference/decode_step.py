@@ -1,4 +1,4 @@
-"""What turns one step into the next one without the host."""
+"""What turns one step into the next one, or into that of some of its tokens, without the host."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import decode_draw
+from kernels.batch import Step, decode_draw
 from kernels.decode_rows import BLOCK_UPDATE, EMPTY_ROW, ROW_UPDATE, UPDATE_COUNTS, DecodeRows
 
 Int32 = NDArray[np.int32]
@@ -58,3 +58,26 @@ def resolve_tokens(token_ids: Int32, drawn: Int32) -> None:
     """
     unknown = np.flatnonzero(token_ids < 0)
     token_ids[unknown] = np.maximum(drawn[decode_draw(token_ids[unknown])], 0)
+
+
+def select_step(step: Step[Int32]) -> Step[Int32]:
+    """The step of the tokens in ``step.logit_rows``: a sequence for each, of those that the cache holds."""
+    rows = step.logit_rows
+    sequences, counting = step.sequence_rows[rows], np.arange(rows.size + 1, dtype=np.int32)
+    return Step(
+        token_ids=step.token_ids[rows],
+        positions=step.positions[rows],
+        slots=step.slots[rows],
+        sequence_rows=counting[:-1],
+        query_starts=counting,
+        context_lengths=step.positions[rows] + 1,
+        sequence_lengths=step.sequence_lengths[sequences],
+        block_tables=step.block_tables[sequences],
+        logit_rows=counting[:-1],
+    )
+
+
+def select_rows(x: NDArray[Any], rows: Int32, num_columns: int) -> NDArray[Any]:
+    """The first ``num_columns`` of some ``rows`` [R] of ``x`` [T, W], as a new array."""
+    selected: NDArray[Any] = x[rows, :num_columns]
+    return selected

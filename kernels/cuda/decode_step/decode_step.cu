@@ -1,5 +1,5 @@
-// What turns one step into the next one without the host. All kernels are one block: what they do is small, and its
-// parts depend on each other.
+// What turns one step into the next one, or into that of some of its tokens, without the host. All kernels but those
+// that select are one block: what they do is small, and its parts depend on each other.
 #include "../common/common.cuh"
 
 // How many updates there are: the row updates come after it, then the block updates.
@@ -133,6 +133,57 @@ struct ResolveParams {
 KERNEL __launch_bounds__(THREADS) decode_step_resolve(const __grid_constant__ ResolveParams p) {
     wait_for_previous();
     for (int i = threadIdx.x; i < p.num_tokens; i += THREADS) p.token_ids[i] = resolved(p.token_ids[i], p.drawn);
+}
+
+struct SelectStepParams {
+    const i32* rows;              // [num_rows] tokens of the step
+    const i32* token_ids;         // [num_tokens]
+    const i32* positions;         // [num_tokens], -1: padding
+    const i32* slots;             // [num_tokens] KV slots
+    const i32* sequence_rows;     // [num_tokens]
+    const i32* sequence_lengths;  // [num_sequences]
+    const i32* block_tables;      // [num_sequences, max_blocks]
+    i32* selected;                // [7 * num_rows + 1]: see `kernels.ops.decode_step.select_step`
+    i32* selected_tables;         // [num_rows, max_blocks]
+    i32 num_rows;
+    i32 max_blocks;
+};
+
+// Tokens of a step become one of sequences of a token each, a block for each token: ids, positions, KV slots, rows of
+// sequences, context lengths, sequence lengths, and where the tokens of each begin.
+KERNEL __launch_bounds__(SELECT_THREADS) decode_step_select(const __grid_constant__ SelectStepParams p) {
+    wait_for_previous();
+    const i32 row = blockIdx.x, token = p.rows[row], sequence = p.sequence_rows[token];
+    if (threadIdx.x == 0) {
+        const i32 values[] = {p.token_ids[token],
+                              p.positions[token],
+                              p.slots[token],
+                              row,
+                              p.positions[token] + 1,
+                              p.sequence_lengths[sequence],
+                              row};
+#pragma unroll
+        for (int array = 0; array < 7; array++) p.selected[array * p.num_rows + row] = values[array];
+        if (row == p.num_rows - 1) p.selected[7 * p.num_rows] = p.num_rows;
+    }
+    const i32* table = p.block_tables + (i64)sequence * p.max_blocks;
+    for (int i = threadIdx.x; i < p.max_blocks; i += SELECT_THREADS)
+        p.selected_tables[(i64)row * p.max_blocks + i] = table[i];
+}
+
+struct SelectRowsParams {
+    const uint4* x;   // rows of `row_words`
+    const i32* rows;  // [num_rows] rows of x
+    uint4* out;       // [num_rows, num_words]
+    i32 row_words;    // of 16 bytes
+    i32 num_words;    // of each row that are copied, from its beginning
+};
+
+// The beginnings of some rows of an array, a block for each.
+KERNEL __launch_bounds__(SELECT_THREADS) decode_step_select_rows(const __grid_constant__ SelectRowsParams p) {
+    wait_for_previous();
+    const uint4* row = p.x + (i64)p.rows[blockIdx.x] * p.row_words;
+    for (int i = threadIdx.x; i < p.num_words; i += SELECT_THREADS) p.out[(i64)blockIdx.x * p.num_words + i] = row[i];
 }
 
 struct CopyParams {

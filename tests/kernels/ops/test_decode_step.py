@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import DTypeLike, NDArray
 
-from kernels.batch import SAMPLING_ROW, Array, PreviousDraw, SamplingParams, StateRows
+from kernels.batch import SAMPLING_ROW, Array, PreviousDraw, SamplingParams, StateRows, Step
 from kernels.decode_rows import DecodeRows, RowUpdates, allocate_rows, write_updates
 from kernels.ops import decode_step
 from kernels.reference import decode_step as reference
@@ -100,3 +100,40 @@ def test_ids_still_on_the_device_are_resolved(context: Context, upload: Upload, 
     decode_step.resolve_tokens(context, actual, upload(drawn))
     reference.resolve_tokens(ids, drawn)
     np.testing.assert_array_equal(download(actual), ids)
+
+
+@pytest.mark.sanitize("37-300")
+@pytest.mark.parametrize(("num_rows", "max_blocks"), [(1, 1), (5, 64), (37, 300)])
+def test_tokens_with_logits_become_sequences_of_their_own(
+    context: Context, upload: Upload, download: Download, num_rows: int, max_blocks: int
+):
+    generator = np.random.default_rng(num_rows)
+    num_tokens, num_sequences = 400, 9
+    step = Step(
+        token_ids=generator.integers(0, 1000, num_tokens, np.int32),
+        positions=generator.integers(-1, 5000, num_tokens, np.int32),
+        slots=generator.integers(0, 5000, num_tokens, np.int32),
+        sequence_rows=generator.integers(0, num_sequences, num_tokens, np.int32),
+        query_starts=generator.integers(0, num_tokens, num_sequences + 1, np.int32),
+        context_lengths=generator.integers(0, 5000, num_sequences, np.int32),
+        sequence_lengths=generator.integers(0, 5000, num_sequences, np.int32),
+        block_tables=generator.integers(0, 5000, (num_sequences, max_blocks), np.int32),
+        logit_rows=generator.integers(0, num_tokens, num_rows, np.int32),
+    )
+    sent = Step(**{name: upload(array) for name, array in step.arrays().items()})
+    arrays = decode_step.select_step(context, sent).arrays()
+    for name, expected in reference.select_step(step).arrays().items():
+        np.testing.assert_array_equal(download(arrays[name]), expected, err_msg=name)
+
+
+@pytest.mark.sanitize("4112-3000-float16")
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize(("width", "num_columns"), [(64, 64), (4112, 3000)])
+def test_rows_are_selected(
+    context: Context, upload: Upload, download: Download, dtype: DTypeLike, width: int, num_columns: int
+):
+    generator = np.random.default_rng(width)
+    x = generator.standard_normal((50, width)).astype(dtype)
+    rows = generator.integers(0, 50, 70, np.int32)
+    actual = decode_step.select_rows(context, upload(x), upload(rows), num_columns)
+    np.testing.assert_array_equal(download(actual), reference.select_rows(x, rows, num_columns))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from tests.worker.engine.test_equivalence import (
@@ -50,6 +51,19 @@ def prompt_logprobs(adds: list[Add], machine: Engine) -> dict[str, list[TokenLog
         for output in machine.step():
             if output.prompt_logprobs is not None:
                 told[output.request_id] = read(output.prompt_logprobs, num_tops[output.request_id])
+    return told
+
+
+def outputs_of(adds: list[Add], machine: Engine) -> dict[str, tuple[list[int], list[bytes]]]:
+    """Ids, and all log probabilities, of each request."""
+    told: dict[str, tuple[list[int], list[bytes]]] = {add.request_id: ([], []) for add in adds}
+    for add in adds:
+        machine.add(add)
+    while machine.has_work:
+        for output in machine.step():
+            ids, logprobs = told[output.request_id]
+            ids += output.ids
+            logprobs += filter(None, (output.prompt_logprobs, output.logprobs))
     return told
 
 
@@ -101,3 +115,17 @@ def test_log_probabilities_of_a_prompt_are_those_of_the_reference(with_reference
                 assert told[add.request_id][position].logprob == pytest.approx(expected, abs=2 * MOST_OFF)
                 num_compared += 1
     assert num_compared
+
+
+def test_prompts_that_are_reported_beside_others_change_nothing(model: Model, monkeypatch: pytest.MonkeyPatch):
+    """Rows to draw from, of prompts that end in the middle of a step and of single tokens, beside rows to report of.
+
+    With logits of few tokens of a step most of them do not go through the last layer; without, all do.
+    """
+    adds = [
+        Add(add.request_id, add.prompt_ids, replace(add.sampling, max_tokens=4, logprobs=2, prompt_logprobs=asked))
+        for add, asked in zip(traffic(model), [None, None, 1] * 3, strict=False)
+    ]
+    with_few = outputs_of(adds, engine(model))
+    monkeypatch.setattr("worker.model.forward.logit_tokens.MOST_OF_STEP", 1 << 30)
+    assert outputs_of(adds, engine(model)) == with_few

@@ -45,6 +45,12 @@ class Stepper:
 
     def step(self, num_tokens: Mapping[int, int]) -> dict[int, np.ndarray]:
         """Compute the next ``num_tokens`` of some sequences; logits [num_tokens, vocab] of each."""
+        logits = self.step_for(num_tokens, list(range(sum(num_tokens.values()))))
+        ends = np.cumsum(list(num_tokens.values())).tolist()
+        return {member: logits[end - num_tokens[member] : end] for member, end in zip(num_tokens, ends, strict=True)}
+
+    def step_for(self, num_tokens: Mapping[int, int], logit_rows: Sequence[int]) -> np.ndarray:
+        """Compute the next ``num_tokens`` of some sequences; logits [R, vocab] of R of the step's tokens."""
         members = list(num_tokens)
         starts = [self._num_computed[member] for member in members]
         ends = [start + num_tokens[member] for start, member in zip(starts, members, strict=True)]
@@ -63,13 +69,14 @@ class Stepper:
             context_lengths=np.array(ends, np.int32),
             sequence_lengths=np.array([len(self._tokens[member]) for member in members], np.int32),
             block_tables=self._tables[members],
-            logit_rows=np.arange(positions.size, dtype=np.int32),
+            logit_rows=np.array(logit_rows, np.int32),
             states=self._next_states(members) if self._model.bytes_per_state else None,
         )
         logits = self._model.forward(step, self._cache)
         for member, end in zip(members, ends, strict=True):
             self._num_computed[member] = end
-        return {member: logits[query_starts[index] : query_starts[index + 1]] for index, member in enumerate(members)}
+        assert isinstance(logits, np.ndarray)
+        return logits
 
     def _next_states(self, members: list[int]) -> StateRows[np.ndarray]:
         """A slot for the state of each after the step; those of the states before are free when it is done."""

@@ -20,84 +20,43 @@ import numpy as np
 from msgspec.structs import replace
 
 from kernels.batch import AnyArray, Step, behind, first
-from kernels.devices.protocol import AnyExperts, AnyProjection, AnyRouter, Device
-from kernels.weights.parameters import Attention, Geglu, RmsNorm, Rope
+from kernels.devices.protocol import Allocate, AnyAttentionPlan, AnyRotation, Device
+from kernels.weights.parameters import Attention, Geglu, Rope
 from worker.model.config import Architecture, ModelConfig
-from worker.model.families.layer_embeddings import LayerEmbedding, LayerEmbeddings
+from worker.model.families.gemma_layers import ARCHITECTURES, HALF_SCALE, GemmaExperts, GemmaLayer, LayerLoader
+from worker.model.families.layer_embeddings import LayerEmbeddings, StepEmbeddings
+from worker.model.forward.logit_tokens import has_few_logits
 from worker.model.kv_cache import KVCache
-from worker.model.layer_config import LayerPattern
 from worker.model.rope_scaling import plain_rope
-from worker.model.weights import TensorSpec, Weights
-
-HALF_SCALE = 2.0**-4
-"""Float16 then holds values up to a million; those below 0.001 it rounds to multiples of a millionth."""
+from worker.model.weights import Weights
 
 
-class GemmaArchitecture(Architecture, frozen=True, kw_only=True):
-    """What differs between the generations."""
+class _Arrays(msgspec.Struct, frozen=True, eq=False):
+    """Arrays of T tokens, of each width one, which all layers of that width write."""
 
-    has_head_norms: bool = True
-    """Norms of each head of Q and K."""
-    has_value_norms: bool = False
-    """Norms of each head of V, without weights. Scores are then not scaled."""
-    wide_scale_layers: int = 0
-    """A model of so many layers scales scores by 1 / sqrt(hidden / heads), others by 1 / sqrt(head_dim)."""
+    qkv: Mapping[int, AnyArray]  # [T, width] each
+    attended: Mapping[int, AnyArray]
+    activated: Mapping[int, AnyArray]
+    branches: AnyArray  # [2 T, hidden] float32 in a mixture of experts, else without elements
 
+    def first(self, count: int) -> _Arrays:
+        """Those of the first ``count`` tokens."""
 
-ARCHITECTURES: Mapping[str, GemmaArchitecture] = {
-    "gemma2": GemmaArchitecture(
-        keys=frozenset({"attn_logit_softcapping", "final_logit_softcapping"}),
-        layers=LayerPattern(full_interval=2, default_window=4096),  # as the first files had no keys for these
-        softcaps=(50.0, 30.0),
-        has_head_norms=False,
-        wide_scale_layers=46,
-    ),
-    "gemma3": GemmaArchitecture(
-        keys=frozenset({"rope.freq_base_swa", "final_logit_softcapping"}),
-        layers=LayerPattern(full_interval=6),
-        sliding_rope_base=10_000.0,
-        wide_scale_layers=62,
-    ),
-    "gemma4": GemmaArchitecture(
-        keys=frozenset(
-            {
-                *("attention.key_length_swa", "attention.value_length_swa", "attention.sliding_window_pattern"),
-                *("rope.freq_base_swa", "rope.dimension_count_swa", "final_logit_softcapping"),
-                *("attention.shared_kv_layers", "embedding_length_per_layer_input"),
-            }
-        ),
-        experts="allowed",
-        layers=LayerPattern(full_interval=6, differs=True),
-        sliding_rope_base=10_000.0,
-        has_value_norms=True,
-    ),
-}
+        def of(arrays: Mapping[int, AnyArray]) -> dict[int, AnyArray]:
+            return {width: first(array, count) for width, array in arrays.items()}
+
+        branches = first(self.branches, 2 * count) if self.branches.size else self.branches
+        return _Arrays(of(self.qkv), of(self.attended), of(self.activated), branches)
 
 
-class _Experts(msgspec.Struct, frozen=True, eq=False):
-    """A mixture beside the dense block; either's output has a norm of its own before they are added."""
+class _Tokens(msgspec.Struct, frozen=True, eq=False):
+    """The tokens of a step as layers take them."""
 
-    norm: RmsNorm[AnyArray]
-    router: AnyRouter
-    experts: AnyExperts
-    post_norm: RmsNorm[AnyArray]
-    dense_post_norm: RmsNorm[AnyArray]
-
-
-class _Layer(msgspec.Struct, frozen=True, eq=False):
-    attention_norm: RmsNorm[AnyArray]
-    qkv: AnyProjection
-    attention: Attention[AnyArray]
-    output: AnyProjection
-    post_attention_norm: RmsNorm[AnyArray]
-    ffn_norm: RmsNorm[AnyArray]
-    gate_up: AnyProjection
-    down: AnyProjection
-    post_ffn_norm: RmsNorm[AnyArray]
-    experts: _Experts | None
-    intermediate: int
-    embedding: LayerEmbedding | None
-    scale: float
+    step: Step[AnyArray]
+    rotation: AnyRotation
+    sliding_rotation: AnyRotation  # of layers with a window
+    plans: Mapping[tuple[int, int, int], AnyAttentionPlan]  # by `_kind`
+    arrays: _Arrays
 
 
 class Gemma:
@@ -113,56 +72,82 @@ class Gemma:
         self._layer_embeddings = None
         if config.layer_embedding:
             self._layer_embeddings = LayerEmbeddings(config, weights, device, HALF_SCALE)
-        loader = _LayerLoader(config, weights, device, self._layer_embeddings)
+        loader = LayerLoader(config, weights, device, self._layer_embeddings)
         self._layers = [loader.load(index) for index in range(config.num_layers)]
+        # What comes after its keys and values is for logits alone, and so are all layers that share caches behind it.
+        self._last_writer = [layer for layer in self._layers if not layer.attention.shares_cache][-1]
         self._norm = weights.rms_norm("output_norm", config.hidden, config.norm_epsilon)
         self._rope, self._sliding_rope = _load_ropes(config, weights)
 
     def forward(self, step: Step[AnyArray], cache: KVCache) -> AnyArray:
         """Run one step; returns logits [R, vocab] float32 of ``step.logit_rows``."""
         ops, empty = self._device.ops, self._device.begin_step()
-        num_tokens = step.token_ids.size
-        x = empty((num_tokens, self._config.hidden), np.float32)
-        logits = empty((step.logit_rows.size, self._config.vocab_size), np.float32)
+        rows, has_fewer = step.logit_rows, has_few_logits(step)
+        x = empty((step.token_ids.size, self._config.hidden), np.float32)
+        logits = empty((rows.size, self._config.vocab_size), np.float32)
+        ops.embed(step.token_ids, self._embedding, scale=self._config.hidden**0.5, out=x)
+        tokens = self._prepare(step, self._allocate(step.token_ids.size, empty))
+        embeddings = self._layer_embeddings.embed(step.token_ids, x, empty) if self._layer_embeddings else None
+        for layer, layer_cache in zip(self._layers, cache.layers, strict=True):
+            attention, arrays = layer.attention, tokens.arrays
+            by = tokens.sliding_rotation if attention.window else tokens.rotation
+            plan = tokens.plans[_kind(attention)]
+            projected, heads = arrays.qkv[attention.qkv_width], arrays.attended[attention.query_width]
+            ops.norm_linear(x, layer.attention_norm, layer.qkv, out=projected)
+            if has_fewer and layer is self._last_writer:
+                ops.rope_write(projected, step.slots, by, attention, out_cache=layer_cache)
+                if not rows.size:
+                    break
+                selected = ops.select_step(step)
+                projected = ops.select_rows(projected, rows, attention.query_width)
+                x = ops.select_rows(x, rows, self._config.hidden)
+                embeddings = embeddings.select(ops, rows) if embeddings else None
+                tokens = self._prepare(selected, arrays.first(rows.size))
+                plan, heads = tokens.plans[_kind(attention)], tokens.arrays.attended[attention.query_width]
+                ops.paged_attention(projected, layer_cache, attention, selected, plan, out=heads)
+            else:
+                ops.rope_attention(projected, by, attention, tokens.step, plan, out_cache=layer_cache, out=heads)
+            ops.linear_norm_residual(heads, layer.output, layer.post_attention_norm, out=x)
+            self._feed_forward(layer, tokens.arrays, embeddings, x)
+        softcap = self._config.logit_softcap
+        ops.norm_head(x, tokens.step.logit_rows, self._norm, self._head, softcap=softcap, out=logits)
+        return logits
 
+    def _allocate(self, num_tokens: int, empty: Allocate[AnyArray]) -> _Arrays:
         def arrays(*widths: int) -> dict[int, AnyArray]:
-            """One of each width, which all layers of that width write."""
             return {width: empty((num_tokens, width), self._device.activation_dtype) for width in sorted({*widths})}
 
-        qkv = arrays(*(layer.attention.qkv_width for layer in self._layers))
-        attended = arrays(*(layer.attention.query_width for layer in self._layers))
-        activated = arrays(*(layer.intermediate for layer in self._layers))
-        ops.embed(step.token_ids, self._embedding, scale=self._config.hidden**0.5, out=x)
+        return _Arrays(
+            qkv=arrays(*(layer.attention.qkv_width for layer in self._layers)),
+            attended=arrays(*(layer.attention.query_width for layer in self._layers)),
+            activated=arrays(*(layer.intermediate for layer in self._layers)),
+            branches=empty((2 * num_tokens if self._config.num_experts else 0, self._config.hidden), np.float32),
+        )
+
+    def _prepare(self, step: Step[AnyArray], arrays: _Arrays) -> _Tokens:
+        ops = self._device.ops
         rotation, sliding_rotation = (
             ops.rotation(step.positions, rope, step.sequence_lengths, step.sequence_rows)
             for rope in (self._rope, self._sliding_rope)
         )
         kinds = {_kind(layer.attention): layer.attention for layer in self._layers}
         plans = {kind: ops.plan_attention(step, kinds[kind]) for kind in sorted(kinds)}
-        branches = empty((2 * num_tokens if self._config.num_experts else 0, self._config.hidden), np.float32)
-        embeddings = self._layer_embeddings.embed(step.token_ids, x, empty) if self._layer_embeddings else None
-        for layer, layer_cache in zip(self._layers, cache.layers, strict=True):
-            attention = layer.attention
-            by, plan = sliding_rotation if attention.window else rotation, plans[_kind(attention)]
-            projected, heads = qkv[attention.qkv_width], attended[attention.query_width]
-            gated = activated[layer.intermediate]
-            ops.norm_linear(x, layer.attention_norm, layer.qkv, out=projected)
-            ops.rope_attention(projected, by, attention, step, plan, out_cache=layer_cache, out=heads)
-            ops.linear_norm_residual(heads, layer.output, layer.post_attention_norm, out=x)
-            ops.norm_geglu(x, layer.ffn_norm, layer.gate_up, HALF_SCALE, out=gated)
-            own = layer.embedding
-            scale = 1.0 if own else layer.scale
-            if layer.experts:
-                self._add_experts(layer, layer.experts, gated, branches, scale, x)
-            else:
-                ops.linear_norm_residual(gated, layer.down, layer.post_ffn_norm, scale=scale, out=x)
-            if self._layer_embeddings and embeddings and own:
-                self._layer_embeddings.add(own, embeddings, layer.scale, out=x)
-        ops.norm_head(x, step.logit_rows, self._norm, self._head, softcap=self._config.logit_softcap, out=logits)
-        return logits
+        return _Tokens(step, rotation, sliding_rotation, plans, arrays)
+
+    def _feed_forward(self, layer: GemmaLayer, arrays: _Arrays, embeddings: StepEmbeddings | None, x: AnyArray) -> None:
+        """What comes after the attention of ``layer``, to the residual stream ``x``."""
+        ops, gated, own = self._device.ops, arrays.activated[layer.intermediate], layer.embedding
+        ops.norm_geglu(x, layer.ffn_norm, layer.gate_up, HALF_SCALE, out=gated)
+        scale = 1.0 if own else layer.scale
+        if layer.experts:
+            self._add_experts(layer, layer.experts, gated, arrays.branches, scale, x)
+        else:
+            ops.linear_norm_residual(gated, layer.down, layer.post_ffn_norm, scale=scale, out=x)
+        if self._layer_embeddings and embeddings and own:
+            self._layer_embeddings.add(own, embeddings, layer.scale, out=x)
 
     def _add_experts(
-        self, layer: _Layer, experts: _Experts, gated: AnyArray, branches: AnyArray, scale: float, x: AnyArray
+        self, layer: GemmaLayer, experts: GemmaExperts, gated: AnyArray, branches: AnyArray, scale: float, x: AnyArray
     ) -> None:
         """Add the dense block, of which ``gated`` is known, and the mixture beside it to the residual stream ``x``."""
         ops, num_tokens = self._device.ops, x.shape[0]
@@ -188,111 +173,3 @@ def _load_ropes(config: ModelConfig, weights: Weights) -> tuple[Rope[AnyArray], 
         weights.rope(plain_rope(config, "neox", factors, truncate=True)),
         weights.rope(plain_rope(sliding, "neox", None, truncate=True)),
     )
-
-
-class _LayerLoader:
-    """Asks for the tensors of layers."""
-
-    def __init__(
-        self, config: ModelConfig, weights: Weights, device: Device, embeddings: LayerEmbeddings | None
-    ) -> None:
-        self._config = config
-        self._embeddings = embeddings
-        self._architecture = ARCHITECTURES[config.architecture]
-        self._weights = weights
-        self._device = device
-
-    def load(self, index: int) -> _Layer:
-        """Those of layer ``index``; raises `ModelLoadFailed`."""
-        config, shape, weights = self._config, self._config.layers[index], self._weights.layer(index)
-        attention = self._attention(weights, index)
-        experts = self._experts(weights) if config.num_experts else None
-        return _Layer(
-            attention_norm=self._norm(weights, "attn_norm"),
-            qkv=self._qkv(weights, attention),
-            attention=attention,
-            output=weights.projection(
-                TensorSpec("attn_output", config.hidden, bias=False), num_inputs=attention.query_width
-            ),
-            post_attention_norm=self._norm(weights, "post_attention_norm"),
-            ffn_norm=self._norm(weights, "ffn_norm"),
-            gate_up=weights.gate_up(
-                TensorSpec("ffn_gate", shape.intermediate, bias=False),
-                TensorSpec("ffn_up", shape.intermediate, bias=False),
-                num_inputs=config.hidden,
-            ),
-            down=weights.projection(TensorSpec("ffn_down", config.hidden, bias=False), num_inputs=shape.intermediate),
-            post_ffn_norm=self._norm(weights, "post_ffw_norm", input_scale=1.0 if experts else HALF_SCALE),
-            experts=experts,
-            intermediate=shape.intermediate,
-            embedding=self._embeddings.load(index, weights, config.norm_epsilon) if self._embeddings else None,
-            scale=float(weights.host_vector("layer_output_scale.weight", 1)[0])
-            if "layer_output_scale.weight" in weights
-            else 1.0,
-        )
-
-    def _experts(self, weights: Weights) -> _Experts:
-        """The router and the experts are given the stream normed without a weight, but for one of their own each."""
-        config, store = self._config, self._device.store
-        num_experts, hidden = config.num_experts, config.hidden
-        scales = weights.host_vector("ffn_gate_inp.scale", hidden) * np.float32(hidden**-0.5)
-        return _Experts(
-            norm=RmsNorm(store.vector(np.ones(hidden, np.float32)), config.norm_epsilon),
-            router=weights.router(
-                TensorSpec("ffn_gate_inp", num_experts, bias=False),
-                num_inputs=hidden,
-                num_used=config.num_experts_used,
-                column_scales=scales,
-                input_weight=weights.vector("pre_ffw_norm_2.weight", hidden),
-                output_scales=weights.vector("ffn_down_exps.scale", num_experts),
-            ),
-            experts=weights.experts(
-                TensorSpec("ffn_gate_up_exps", 2 * config.intermediate, bias=False),
-                None,
-                TensorSpec("ffn_down_exps", hidden, bias=False),
-                num_experts=num_experts,
-                num_inputs=hidden,
-            ),
-            post_norm=self._norm(weights, "post_ffw_norm_2", input_scale=HALF_SCALE),
-            dense_post_norm=self._norm(weights, "post_ffw_norm_1", input_scale=HALF_SCALE),
-        )
-
-    def _qkv(self, weights: Weights, attention: Attention[AnyArray]) -> AnyProjection:
-        queries = TensorSpec("attn_q", attention.query_width, bias=False)
-        if attention.shares_cache:
-            weights.ignore(r"attn_[kv]\.weight", r"attn_k_norm\.weight")
-            return weights.projection(queries, num_inputs=self._config.hidden)
-        values = "attn_v" if "attn_v.weight" in weights else "attn_k"
-        kv_width = attention.num_kv_heads * attention.head_dim
-        keys_and_values = (TensorSpec(name, kv_width, bias=False) for name in ("attn_k", values))
-        return weights.projection(queries, *keys_and_values, num_inputs=self._config.hidden)
-
-    def _attention(self, weights: Weights, index: int) -> Attention[AnyArray]:
-        config, architecture, shape = self._config, self._architecture, self._config.layers[index]
-        head_norms = value_norm = None
-        shares_cache = shape.cache_layer != index
-        if architecture.has_head_norms:
-            query_norm, key_norm = (
-                weights.rms_norm(name, shape.head_dim, config.norm_epsilon)
-                for name in ("attn_q_norm", "attn_q_norm" if shares_cache else "attn_k_norm")
-            )
-            head_norms = query_norm, key_norm
-        if architecture.has_value_norms:
-            ones = self._device.store.vector(np.ones(shape.head_dim, np.float32))
-            value_norm = RmsNorm(ones, config.norm_epsilon)
-        width = config.hidden / config.num_heads if config.num_layers == architecture.wide_scale_layers else None
-        return Attention(
-            config.num_heads,
-            shape.num_kv_heads,
-            shape.head_dim,
-            scale=1.0 if architecture.has_value_norms else (width or shape.head_dim) ** -0.5,
-            window=shape.window,
-            head_norms=head_norms,
-            value_norm=value_norm,
-            softcap=config.attention_softcap,
-            shares_cache=shares_cache,
-        )
-
-    def _norm(self, weights: Weights, name: str, *, input_scale: float = 1.0) -> RmsNorm[AnyArray]:
-        """The norm ``name``, of what is ``input_scale`` times as large as it should be."""
-        return weights.rms_norm(name, self._config.hidden, self._config.norm_epsilon * input_scale**2)

@@ -15,10 +15,11 @@ from kernels.batch import AnyArray, Step
 from kernels.devices.protocol import AnyExperts, AnyProjection, AnyRouter, Device
 from kernels.weights.parameters import Attention, Clamp, RmsNorm
 from worker.model.config import Architecture, ModelConfig
-from worker.model.families.layer_kinds import layers_to_run
+from worker.model.forward.layer_kinds import layers_to_run
+from worker.model.forward.logit_tokens import attend_for_logits, has_few_logits
+from worker.model.forward.step_activations import StepActivations
 from worker.model.kv_cache import KVCache
 from worker.model.rope_scaling import plain_rope
-from worker.model.step_activations import StepActivations
 from worker.model.weights import TensorSpec, Weights
 
 # Of the architecture: the file has no keys for it.
@@ -54,7 +55,7 @@ class GptOss:
     def forward(self, step: Step[AnyArray], cache: KVCache) -> AnyArray:
         """Run one step; returns logits [R, vocab] float32 of ``step.logit_rows``."""
         ops, acts = self._device.ops, StepActivations.allocate(self._config, self._device, step)
-        x = acts.residual
+        x, last = acts.residual, len(self._layers) - 1
         ops.embed(step.token_ids, self._embedding, out=x)
         rotation = ops.rotation(step.positions, self._rope, step.sequence_lengths, step.sequence_rows)
         by_window = {layer.attention.window: layer.attention for layer in self._layers}
@@ -63,10 +64,16 @@ class GptOss:
             layer, layer_cache = self._layers[index], cache.layers[index]
             attention, plan = layer.attention, plans[layer.attention.window]
             ops.norm_linear(x, layer.attention_norm, layer.qkv, out=acts.qkv)
-            ops.rope_attention(acts.qkv, rotation, attention, step, plan, out_cache=layer_cache, out=acts.attended)
+            if index == last and has_few_logits(step):
+                left = attend_for_logits(ops, acts, rotation, attention, step, out_cache=layer_cache)
+                if left is None:
+                    break
+                acts, x = left, left.residual
+            else:
+                ops.rope_attention(acts.qkv, rotation, attention, step, plan, out_cache=layer_cache, out=acts.attended)
             ops.linear_residual(acts.attended, layer.output, out=x)
             ops.norm_moe_residual(x, layer.ffn_norm, layer.router, layer.experts, CLAMP, out=x)
-        ops.norm_head(x, step.logit_rows, self._norm, self._head, out=acts.logits)
+        ops.norm_head(x, acts.logit_rows, self._norm, self._head, out=acts.logits)
         return acts.logits
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from kernels.batch import AnyArray
-from kernels.devices.protocol import Allocate, AnyProjection, Device
+from kernels.batch import AnyArray, first
+from kernels.devices.protocol import Allocate, AnyOps, AnyProjection, Device
 from kernels.weights.parameters import RmsNorm
 from worker.model.config import ModelConfig
 from worker.model.weights import TensorSpec, Weights
@@ -33,6 +33,13 @@ class StepEmbeddings(msgspec.Struct, frozen=True, eq=False):
     narrowed: AnyArray  # [T, hidden]
     gates: AnyArray  # [T, layer_embedding] float32
     gated: AnyArray  # [T, layer_embedding]
+
+    def select(self, ops: AnyOps, rows: AnyArray) -> StepEmbeddings:
+        """Those of some tokens, ``rows`` [N] of the arrays."""
+        return StepEmbeddings(
+            inputs=ops.select_rows(self.inputs, rows, self.inputs.shape[1]),
+            **{name: first(getattr(self, name), rows.shape[0]) for name in ("narrowed", "gates", "gated")},
+        )
 
 
 class LayerEmbeddings:

@@ -17,10 +17,11 @@ from kernels.weights.parameters import RmsNorm
 from worker.model.config import Architecture, ModelConfig
 from worker.model.families.feed_forward import FeedForward, load_feed_forward
 from worker.model.families.self_attention import SelfAttention, load_attention
+from worker.model.forward.logit_tokens import attend_for_logits, has_few_logits, select_logit_tokens
+from worker.model.forward.step_activations import StepActivations
 from worker.model.kv_cache import KVCache
 from worker.model.layer_config import SHORT_CONVOLUTION_KEYS
 from worker.model.rope_scaling import plain_rope
-from worker.model.step_activations import StepActivations
 from worker.model.weights import TensorSpec, Weights
 
 
@@ -66,19 +67,32 @@ class Lfm2:
         plan = ops.plan_attention(step, self._attention)
         caches, states = iter(cache.layers), iter(cache.states)
         for layer in self._layers:
+            has_fewer = layer is self._layers[-1] and has_few_logits(step)
             match layer.mixer:
                 case SelfAttention(qkv, attention, output):
                     ops.norm_linear(x, layer.norm, qkv, out=acts.qkv)
                     own = next(caches)
-                    ops.rope_attention(acts.qkv, rotation, attention, step, plan, out_cache=own, out=acts.attended)
+                    if has_fewer:
+                        left = attend_for_logits(ops, acts, rotation, attention, step, out_cache=own)
+                        if left is None:
+                            break
+                        acts, x = left, left.residual
+                    else:
+                        ops.rope_attention(acts.qkv, rotation, attention, step, plan, out_cache=own, out=acts.attended)
                     ops.linear_residual(acts.attended, output, out=x)
                 case _ShortConvolution(projection, taps, output):
                     ops.norm_linear(x, layer.norm, projection, out=projected)
                     ops.short_convolution(projected, taps, step, out_state=next(states), out=mixed)
+                    if has_fewer:
+                        selected = select_logit_tokens(ops, acts, mixed, step)
+                        if selected is None:
+                            break
+                        acts, mixed = selected
+                        x = acts.residual
                     ops.linear_residual(mixed, output, out=x)
             ops.norm_swiglu(x, layer.ffn_norm, layer.feed_forward.gate_up, out=acts.activated)
             ops.linear_residual(acts.activated, layer.feed_forward.down, out=x)
-        ops.norm_head(x, step.logit_rows, self._norm, self._head, out=acts.logits)
+        ops.norm_head(x, acts.logit_rows, self._norm, self._head, out=acts.logits)
         return acts.logits
 
 

@@ -23,11 +23,12 @@ from kernels.batch import AnyArray, Step
 from kernels.devices.protocol import AnyProjection, AnyRotation, Device
 from kernels.weights.parameters import Attention, DenseLayer, Pairing, QueryGrowth, RmsNorm, Rope
 from worker.model.config import Architecture, ModelConfig
-from worker.model.families.layer_kinds import layers_to_run
 from worker.model.families.mixture import Mixture, load_mixture
+from worker.model.forward.layer_kinds import layers_to_run
+from worker.model.forward.logit_tokens import attend_for_logits, has_few_logits
+from worker.model.forward.step_activations import StepActivations
 from worker.model.kv_cache import KVCache
 from worker.model.rope_scaling import long_rope, plain_rope
-from worker.model.step_activations import StepActivations
 from worker.model.weights import TensorSpec, Weights
 
 ONE_KERNEL_CONTEXTS = {1: 2048, 2: 2560, 4: 1024}
@@ -160,8 +161,8 @@ class Llama:
         if self._runs_in_one_kernel(step):
             ops.decode_layers(self._dense, rotation, step, out_caches=cache.layers, out=x)
         else:
-            self._run_layers(step, cache, rotation, acts)
-        ops.norm_head(x, step.logit_rows, self._norm, self._head, out=acts.logits)
+            acts = self._run_layers(step, cache, rotation, acts)
+        ops.norm_head(acts.residual, acts.logit_rows, self._norm, self._head, out=acts.logits)
         return acts.logits
 
     def _runs_in_one_kernel(self, step: Step[AnyArray]) -> bool:
@@ -169,15 +170,24 @@ class Llama:
         has_one_each = step.sequence_lengths.size == num_tokens  # of sequences a token
         return num_tokens in self.one_kernel_contexts and has_one_each and not step.has_long_context
 
-    def _run_layers(self, step: Step[AnyArray], cache: KVCache, rotation: AnyRotation, acts: StepActivations) -> None:
-        ops, x = self._device.ops, acts.residual
+    def _run_layers(
+        self, step: Step[AnyArray], cache: KVCache, rotation: AnyRotation, acts: StepActivations
+    ) -> StepActivations:
+        """All layers; gives the activations of the tokens that went through the last one to its end."""
+        ops, x, last = self._device.ops, acts.residual, len(self._layers) - 1
         plan = ops.plan_attention(step, self._layers[0].attention)
         for index in self._run:
             layer, layer_cache = self._layers[index], cache.layers[index]
             attention = layer.attention
             ops.norm_linear(x, layer.attention_norm, layer.qkv, out=acts.qkv)
             by = rotation if layer.rotated else None
-            ops.rope_attention(acts.qkv, by, attention, step, plan, out_cache=layer_cache, out=acts.attended)
+            if index == last and has_few_logits(step):
+                left = attend_for_logits(ops, acts, by, attention, step, out_cache=layer_cache)
+                if left is None:
+                    break
+                acts, x = left, left.residual
+            else:
+                ops.rope_attention(acts.qkv, by, attention, step, plan, out_cache=layer_cache, out=acts.attended)
             self._add(acts.attended, layer.output, out=x)
             match layer.feed_forward:
                 case _FeedForward(gate_up, down):
@@ -185,6 +195,7 @@ class Llama:
                     self._add(acts.activated, down, out=x)
                 case Mixture(router, experts):
                     ops.norm_moe_residual(x, layer.ffn_norm, router, experts, None, out=x)
+        return acts
 
     def _dense_obstacle(self) -> str | None:
         """What the layers do that is not in a `DenseLayer`; None: nothing."""

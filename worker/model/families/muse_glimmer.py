@@ -19,10 +19,11 @@ from kernels.weights.parameters import RmsNorm
 from worker.model.config import Architecture, ModelConfig
 from worker.model.families.feed_forward import FeedForward, load_feed_forward
 from worker.model.families.self_attention import SelfAttention, load_attention
+from worker.model.forward.logit_tokens import attend_for_logits, has_few_logits
+from worker.model.forward.step_activations import StepActivations
 from worker.model.kv_cache import KVCache
 from worker.model.layer_config import LayerPattern
 from worker.model.rope_scaling import plain_rope
-from worker.model.step_activations import StepActivations
 from worker.model.weights import TensorSpec, Weights
 
 POST_NORM_EPSILON = 1e-8
@@ -75,13 +76,19 @@ class MuseGlimmer:
             attention = layer.attention.attention
             by, plan = rotation if attention.window else None, plans[attention.window]
             ops.norm_linear(x, layer.norm, layer.attention.qkv, out=acts.qkv)
+            if layer is self._layers[-1] and has_few_logits(step):
+                left = attend_for_logits(ops, acts, by, attention, step, out_cache=layer_cache)
+                if left is None:
+                    break
+                acts, x, (gates,) = left, left.residual, left.own
+            else:
+                ops.rope_attention(acts.qkv, by, attention, step, plan, out_cache=layer_cache, out=acts.attended)
             ops.norm_linear(x, layer.norm, layer.gate, out=gates)
-            ops.rope_attention(acts.qkv, by, attention, step, plan, out_cache=layer_cache, out=acts.attended)
             ops.gate(acts.attended, gates, out=acts.attended)
             ops.linear_norm_residual(acts.attended, layer.attention.output, layer.post_norm, out=x)
             ops.norm_swiglu(x, layer.ffn_norm, layer.feed_forward.gate_up, out=acts.activated)
             ops.linear_norm_residual(acts.activated, layer.feed_forward.down, layer.post_ffn_norm, out=x)
-        ops.norm_head(x, step.logit_rows, self._norm, self._head, softcap=config.logit_softcap, out=acts.logits)
+        ops.norm_head(x, acts.logit_rows, self._norm, self._head, softcap=config.logit_softcap, out=acts.logits)
         return acts.logits
 
 

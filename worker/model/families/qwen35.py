@@ -21,10 +21,11 @@ from worker.model.config import Architecture, ModelConfig
 from worker.model.families.feed_forward import FeedForward, load_feed_forward
 from worker.model.families.mixture import Mixture, load_mixture
 from worker.model.families.self_attention import SelfAttention, load_attention
+from worker.model.forward.logit_tokens import attend_for_logits, has_few_logits, select_logit_tokens
+from worker.model.forward.step_activations import StepActivations
 from worker.model.kv_cache import KVCache
 from worker.model.layer_config import DELTA_NET_KEYS, LayerConfig
 from worker.model.rope_scaling import plain_rope
-from worker.model.step_activations import StepActivations
 from worker.model.weights import RowPart, TensorSpec, Weights
 
 
@@ -104,17 +105,30 @@ class Qwen35:
         plan = ops.plan_attention(step, self._attention)
         caches, states = iter(cache.layers), iter(cache.states)
         for layer in self._layers:
+            has_fewer = layer is self._layers[-1] and has_few_logits(step)
             match layer.mixer:
                 case _GatedAttention(SelfAttention(qkv, attention, output), gate):
                     ops.norm_linear(x, layer.norm, qkv, out=acts.qkv)
-                    ops.norm_linear(x, layer.norm, gate, out=gates)
                     own = next(caches)
-                    ops.rope_attention(acts.qkv, rotation, attention, step, plan, out_cache=own, out=acts.attended)
+                    if has_fewer:
+                        left = attend_for_logits(ops, acts, rotation, attention, step, out_cache=own)
+                        if left is None:
+                            break
+                        acts, x, (gates, *_) = left, left.residual, left.own
+                    else:
+                        ops.rope_attention(acts.qkv, rotation, attention, step, plan, out_cache=own, out=acts.attended)
+                    ops.norm_linear(x, layer.norm, gate, out=gates)
                     ops.gate(acts.attended, gates, out=acts.attended)
                     ops.linear_residual(acts.attended, output, out=x)
                 case _LinearAttention(projection, net, output):
                     ops.norm_linear(x, layer.norm, projection, out=projected)
                     ops.gated_delta_net(projected, net, step, out_state=next(states), out=mixed)
+                    if has_fewer:
+                        selected = select_logit_tokens(ops, acts, mixed, step)
+                        if selected is None:
+                            break
+                        acts, mixed = selected
+                        x = acts.residual
                     ops.linear_residual(mixed, output, out=x)
             match layer.feed_forward:
                 case FeedForward(gate_up, down):
@@ -122,7 +136,7 @@ class Qwen35:
                     ops.linear_residual(acts.activated, down, out=x)
                 case Mixture(router, experts):
                     ops.norm_moe_residual(x, layer.ffn_norm, router, experts, None, out=x)
-        ops.norm_head(x, step.logit_rows, self._norm, self._head, out=acts.logits)
+        ops.norm_head(x, acts.logit_rows, self._norm, self._head, out=acts.logits)
         return acts.logits
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from kernels.devices.open import open_device
 from kernels.weights.dequant import dequantise
 from tests.models.files import SMALL
-from worker.model.families.gemma import HALF_SCALE
+from worker.model.families.gemma_layers import HALF_SCALE
 from worker.model.families.layer_embeddings import LayerEmbeddings
 from worker.model.gguf import GGUFFile, open_gguf
 from worker.model.registry import read_model_config

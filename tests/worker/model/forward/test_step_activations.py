@@ -1,4 +1,4 @@
-"""worker.model.step_activations: what a step needs, and no more, the same at the same addresses every time."""
+"""worker.model.forward.step_activations: what a step needs, and no more, the same at the same addresses every time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from kernels.batch import dry_step
 from kernels.devices.dry_run import DryRunDevice
 from tests.worker.model.tiny import write_tiny
 from worker.model.config import ModelConfig
+from worker.model.forward.step_activations import StepActivations
 from worker.model.gguf import open_gguf
 from worker.model.registry import read_model_config
-from worker.model.step_activations import StepActivations
 
 STEP = dry_step(num_tokens=7, num_sequences=3, num_logits=2, max_blocks=4)
 
@@ -30,6 +30,7 @@ def test_there_is_a_row_for_every_token_and_logits_for_those_that_want_them(tmp_
         "qkv": (7, (2 + 2 * 1) * 64),
         "attended": (7, 2 * 64),
         "activated": (7, 256),
+        "logit_rows": (2,),
         "logits": (2, 593),
     }
     assert acts.residual.dtype == acts.logits.dtype == np.float32

@@ -14,16 +14,17 @@ from kernels.devices.protocol import Device, is_gpu
 def layers_to_run(layers: Iterable[object], device: Device) -> list[int]:
     """The numbers of the layers that a forward pass runs: of all.
 
-    On a dry run only the first of each kind: others that differ in nothing but the values of their weights take the
-    same memory and launch the same kernels, and there is no residual stream that they would add to.
+    On a dry run only the first of each kind, and the last one, which most tokens do not go through to its end: others
+    that differ in nothing but the values of their weights take the same memory and launch the same kernels, and there
+    is no residual stream that they would add to.
     """
-    numbered = enumerate(layers)
+    kinds = list(layers)
     if not _is_dry_run(device):
-        return [number for number, _ in numbered]
+        return list(range(len(kinds)))
     first: dict[Hashable, int] = {}
-    for number, layer in numbered:
+    for number, layer in enumerate(kinds):
         first.setdefault(_kind(layer), number)
-    return list(first.values())
+    return sorted({*first.values(), len(kinds) - 1})
 
 
 def _is_dry_run(device: Device) -> bool:
