@@ -20,10 +20,11 @@ WIDE_HEAD_DIMS = (256, 512)
 
 _THREADS = 256
 _WARPS = _THREADS // 32
-_WARP_HEADS = 8  # of one kind
+_WARP_HEADS = 8  # of one kind; of `rope_write_whole` so many times the heads that lie in a warp
+_WHOLE_WARPS = 4  # of a block of that
 _Q8 = {"KV_Q8": 1}
 
-declare_constants("rope/rope.cu", WARPS=_WARPS, HEADS=_WARP_HEADS)
+declare_constants("rope/rope.cu", WARPS=_WARPS, HEADS=_WARP_HEADS, WHOLE_WARPS=_WHOLE_WARPS)
 
 
 class RotationParams(CudaStruct, source="rope/rope_rotation"):
@@ -191,16 +192,19 @@ def rope_write(
         block_tokens=block_tokens,
         rope=rope_params(by, attention.head_norms),
     )
-    token_warps = -(-num_heads // _WARP_HEADS) + 2 * -(-num_kv_heads // _WARP_HEADS)
-    context.launch(
-        "rope/rope",
-        "rope_write",
-        -(-num_tokens * token_warps // _WARPS),
-        _THREADS,
-        params,
-        HEAD_DIM=head_dim,
-        **cache_defines(out_cache),
-    )
+    is_whole = by is not None and 2 * by.cosine.shape[1] == head_dim and attention.head_norms is None
+    if is_whole and out_cache.scales is None:
+        warp_heads = _WARP_HEADS * (32 // (head_dim // 8))
+        kernel, num_warps, token_warps = (
+            "rope_write_whole",
+            _WHOLE_WARPS,
+            -(-(num_heads + 2 * num_kv_heads) // warp_heads),
+        )
+    else:
+        kernel, num_warps = "rope_write", _WARPS
+        token_warps = -(-num_heads // _WARP_HEADS) + 2 * -(-num_kv_heads // _WARP_HEADS)
+    num_blocks, defines = -(-num_tokens * token_warps // num_warps), cache_defines(out_cache)
+    context.launch("rope/rope", kernel, num_blocks, 32 * num_warps, params, HEAD_DIM=head_dim, **defines)
 
 
 def has_short_heads(attention: Attention[DeviceArray]) -> bool:

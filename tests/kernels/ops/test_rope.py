@@ -227,3 +227,40 @@ def test_heads_are_stored_as_the_codes_that_the_reference_makes_of_them(
         np.testing.assert_array_equal(actual_scales, scales)  # NaN where nothing is written
         actual_codes[blocks, :, places] = 99
         assert (actual_codes == 99).all(), "something else was written"
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("pairing", ["neox", "normal"])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(14, 2), (9, 3), (32, 32)])
+def test_heads_that_are_rotated_as_a_whole_have_the_same_bits_in_both_kernels(
+    context: Context,
+    upload: Upload,
+    download: Download,
+    head_dim: int,
+    pairing: Pairing,
+    num_heads: int,
+    num_kv_heads: int,
+) -> None:
+    """A cache of 8 bits has the other kernel. Keys are the first queries here, which shows what is stored of them."""
+    rng = np.random.default_rng(head_dim)
+    num_tokens, block_tokens, num_blocks = 201, 16, 20
+    qkv = rng.normal(size=(num_tokens, num_heads + 2 * num_kv_heads, head_dim)).astype(np.float16)
+    qkv[:, num_heads : num_heads + num_kv_heads] = qkv[:, :num_kv_heads]
+    angles = rng.uniform(0, 6, (num_tokens, head_dim // 2))
+    by = Rotation(upload(np.cos(angles).astype(np.float32)), upload(np.sin(angles).astype(np.float32)), pairing)
+    slots = rng.permutation(num_blocks * block_tokens)[:num_tokens].astype(np.int32)
+    attention = Attention(num_heads, num_kv_heads, head_dim, scale=1.0)
+    shape = cache_shape(num_blocks, block_tokens, num_kv_heads, head_dim)
+    halves = np.full(shape, np.nan, np.float16)
+    codes, scales = coded(np.zeros_like(halves))
+    plain = layer_cache([upload(halves), upload(halves)])
+    with_codes = layer_cache([upload(codes), upload(codes), upload(scales), upload(scales)])
+    found = []
+    for cache in (plain, with_codes):
+        device_qkv = upload(qkv.reshape(num_tokens, -1))
+        rope_write(context, device_qkv, upload(slots), by, attention, out_cache=cache)
+        found.append(download(device_qkv).reshape(qkv.shape)[:, :num_heads])
+    np.testing.assert_array_equal(*found)
+    blocks, rows = slots // block_tokens, slots % block_tokens
+    np.testing.assert_array_equal(download(plain.keys)[blocks, :, rows], found[0][:, :num_kv_heads])
+    np.testing.assert_array_equal(download(plain.values)[blocks, :, rows], qkv[:, -num_kv_heads:])
