@@ -24,6 +24,7 @@ REPUBLISH_AFTER_MS = 15_000
 """How long a queued job waits for a claim before its message is first published again."""
 MAX_KEY_CHARACTERS = 256
 _TRACE_PARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_WELL_FORMED = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
 class SubmissionFields(RequestFields, total=False):
@@ -209,7 +210,7 @@ def _digest(request: Request) -> str:
 
 def is_well_formed(job_id: object) -> TypeGuard[str]:
     """Whether it is 1 to 128 of ``A-Z a-z 0-9 _ . : -``: then it may be shown to everybody who operates workers."""
-    return isinstance(job_id, str) and re.fullmatch(r"[A-Za-z0-9_.:-]{1,128}", job_id) is not None
+    return isinstance(job_id, str) and _WELL_FORMED.fullmatch(job_id) is not None
 
 
 def check_job_id(job_id: str) -> str:
