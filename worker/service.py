@@ -32,9 +32,10 @@ from worker.text.grammar.grammar_thread import GrammarThread, late_compiler
 
 FLUSH_S = 2.0
 """How long a process that is about to end may take to send what is unsent."""
-OUTPUTS_EVERY_S = 0.01
-"""Steps that follow each other faster share a frame: an output costs the Celery side the same with one id or many. A
-choice's last output is sent at once: somebody may wait for it with the next request."""
+OUTPUTS_EVERY_S, OUTPUT_S = 0.01, 80e-6
+"""Steps that follow each other faster share a frame, longer after one of many outputs, so long for each: an output
+costs the Celery side the same with one id or many. A choice's first and last outputs are sent at once: somebody may
+wait for them, with the next request for the last."""
 ADMIT_EVERY_S = 0.02
 """Requests that follow each other faster start together. A step that starts any is no CUDA graph, and with a small
 model takes the host longer than the GPU; 256 streams would have one in most steps. Nothing else waits."""
@@ -137,11 +138,13 @@ class Service:
             if engine.has_work and not self._channel.is_congested:
                 health.timed(engine.advance)
                 if outputs and (not engine.has_work or time.monotonic() >= send_at):
-                    self._channel.send(Outputs(tuple(outputs.take_all())))
+                    sent = tuple(outputs.take_all())
+                    self._channel.send(Outputs(sent))
                     # Whoever comes to an idle engine next does not wait for what was before.
-                    send_at = time.monotonic() + OUTPUTS_EVERY_S if engine.has_work else 0.0
-                elif outputs.has_final:
-                    self._channel.send(Outputs(tuple(outputs.take_finished())))
+                    pause_s = max(OUTPUTS_EVERY_S, OUTPUT_S * len(sent)) if engine.has_work else 0.0
+                    send_at = time.monotonic() + pause_s
+                elif outputs.has_due:
+                    self._channel.send(Outputs(tuple(outputs.take_due())))
             if health.due_in_s() <= 0:
                 stats = health.beat()
                 if not self._channel.is_congested:

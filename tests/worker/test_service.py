@@ -123,8 +123,9 @@ class ShortEngine(FloodingEngine):
         self.say("r", 10 - self.num_left)
 
 
-def test_what_steps_say_soon_after_another_is_joined(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("worker.service.OUTPUTS_EVERY_S", 60)
+@pytest.mark.parametrize("pause", ["OUTPUTS_EVERY_S", "OUTPUT_S"])
+def test_what_steps_say_soon_after_another_is_joined(pause: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(service, pause, 60)
     splitter = contract.FrameSplitter()
     engine = ShortEngine()
     with serving(engine) as ours:
@@ -167,7 +168,7 @@ class CountingEngine(FloodingEngine):
                 del self.counts[request_id]
 
 
-def test_a_final_output_is_sent_at_once_and_without_those_of_other_requests(monkeypatch: pytest.MonkeyPatch):
+def test_first_and_final_outputs_are_sent_at_once_and_without_those_of_other_requests(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("worker.service.OUTPUTS_EVERY_S", 60)
     splitter = contract.FrameSplitter()
     engine = CountingEngine()
@@ -184,7 +185,7 @@ def test_a_final_output_is_sent_at_once_and_without_those_of_other_requests(monk
         ours.sendall(contract.encode(Add("long", (1,), ENDLESS)))
         assert frames(1) == [[("long", (1,))]]
         ours.sendall(contract.encode(Add("short", (1,), ENDLESS)))
-        assert frames(1) == [[("short", (1, 2, 3, 4, 5))]]
+        assert frames(2) == [[("short", (1,))], [("short", (2, 3, 4, 5))]]
 
 
 def test_requests_that_follow_each_other_soon_start_together_and_a_single_one_at_once(monkeypatch: pytest.MonkeyPatch):

@@ -21,8 +21,8 @@ class OutputBuffer:
         self._numbers = count()
         self._latest: list[Chunk] = []  # the sequences of which are among the entries
         self._prompt_logprobs: dict[Sequence, bytes] = {}
-        self.has_final = False
-        """Whether the last output of any choice is among them."""
+        self.has_due = False
+        """Whether the first output of any choice is among them, or the last: somebody may wait for it."""
 
     def __bool__(self) -> bool:
         return bool(self._entries)
@@ -34,8 +34,8 @@ class OutputBuffer:
             sequence.unsent_logprobs.append(logprobs)
         if sequence.prompt_logprobs is not None:
             self._prompt_logprobs[sequence] = sequence.take_prompt_logprobs()
-        if sequence.finish_reason is not None:
-            self.has_final = True
+        if _is_due(sequence):
+            self.has_due = True
 
     def add_all(self, chunks: list[Chunk]) -> None:
         """Those sequences of a step that have not ended have another token; the same list is of the same sequences."""
@@ -48,23 +48,22 @@ class OutputBuffer:
         """Last outputs of choices, without tokens."""
         for output in outputs:
             self._entries[next(self._numbers)] = output
-            self.has_final = True
+            self.has_due = True
 
     def take_all(self) -> list[TokenOutput]:
         """All of it."""
         entries, self._entries = self._entries, {}
-        self._latest, self.has_final = [], False
+        self._latest, self.has_due = [], False
         return self._outputs(entries)
 
-    def take_finished(self) -> list[TokenOutput]:
-        """What there is of choices that have ended; the others' outputs stay."""
+    def take_due(self) -> list[TokenOutput]:
+        """What there is of choices that have ended, and of those of which nothing was taken yet; the others' stays."""
         entries, self._entries = self._entries, {}
-        self.has_final = False
-        finished: dict[Sequence | int, TokenOutput | None] = {}
+        self._latest, self.has_due = [], False
+        due: dict[Sequence | int, TokenOutput | None] = {}
         for key, output in entries.items():
-            is_finished = isinstance(key, int) or key.finish_reason is not None
-            (finished if is_finished else self._entries)[key] = output
-        return self._outputs(finished)
+            (due if isinstance(key, int) or _is_due(key) else self._entries)[key] = output
+        return self._outputs(due)
 
     def _outputs(self, entries: dict[Sequence | int, TokenOutput | None]) -> list[TokenOutput]:
         outputs = [self._output(key) if isinstance(key, Sequence) else output for key, output in entries.items()]
@@ -91,3 +90,8 @@ class OutputBuffer:
             prompt_logprobs=self._prompt_logprobs.pop(sequence, None) if self._prompt_logprobs else None,
             cached_tokens=sequence.num_cached or 0,
         )
+
+
+def _is_due(sequence: Sequence) -> bool:
+    """Whether what there is of it is its first output, or its last."""
+    return sequence.finish_reason is not None or sequence.num_sent == sequence.num_prompt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from worker.contract import FinishReason, Sampling, TokenOutput, Usage
 from worker.engine.output_buffer import OutputBuffer
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import Chunk, Sequence
 
 FULL = TokenOutput("b", 0, (), "error", error_code="VRAM_OOM", error_message="full")
 
@@ -40,29 +40,47 @@ def test_tokens_of_several_steps_are_one_output_of_a_choice_and_an_error_comes_a
         TokenOutput("a", 1, (5,)),
         FULL,
     ]
-    assert not buffer and not buffer.has_final and buffer.take_all() == []
+    assert not buffer and not buffer.has_due and buffer.take_all() == []
 
 
 def test_choices_that_have_ended_can_be_taken_before_the_rest_and_whole() -> None:
     buffer = OutputBuffer()
-    a, b, c = map(sequence, "abc")
+    a, b, c = sequences = [sequence(name) for name in "abc"]
+    for each in sequences:
+        add(buffer, each, 0)
+    assert len(buffer.take_all()) == 3
     for each, token_id in ((a, 1), (c, 4), (b, 6)):
         add(buffer, each, token_id)
-    assert not buffer.has_final
+    assert not buffer.has_due
     end(c, "stop")
     add(buffer, c, 5)
     end(b, "error")
     buffer.answer([FULL])
     add(buffer, a, 2)
-    assert buffer.has_final
-    assert buffer.take_finished() == [
+    assert buffer.has_due
+    assert buffer.take_due() == [
         TokenOutput("c", 0, (4, 5), "stop", usage=Usage()),
         TokenOutput("b", 0, (6,)),
         FULL,
     ]
-    assert not buffer.has_final and buffer.take_finished() == []
+    assert not buffer.has_due and buffer.take_due() == []
     add(buffer, a, 3)
     assert buffer.take_all() == [TokenOutput("a", 0, (1, 2, 3))]
+
+
+def test_the_first_output_of_a_choice_can_be_taken_before_the_rest_and_its_next_ones_stay() -> None:
+    buffer = OutputBuffer()
+    old, new = sequences = [sequence(name) for name in ("old", "new")]
+    chunks = [Chunk(each, 1, True) for each in sequences]
+    add(buffer, old, 1)
+    buffer.take_all()
+    add(buffer, new, 2)
+    for token_id in (3, 4):
+        for each in sequences:
+            each.token_ids.append(token_id)
+        buffer.add_all(chunks)
+        assert buffer.take_due() == ([TokenOutput("new", 0, (2, 3))] if token_id == 3 else [])
+    assert buffer.take_all() == [TokenOutput("old", 0, (3, 4)), TokenOutput("new", 0, (4,))]
 
 
 def test_that_a_choice_was_aborted_comes_after_its_tokens() -> None:
@@ -71,7 +89,7 @@ def test_that_a_choice_was_aborted_comes_after_its_tokens() -> None:
     end(a, "abort")
     aborted = TokenOutput("a", 0, (), "abort", usage=Usage())
     buffer.answer([aborted])
-    assert buffer.take_finished() == [TokenOutput("a", 0, (1,)), aborted]
+    assert buffer.take_due() == [TokenOutput("a", 0, (1,)), aborted]
 
 
 def test_log_probabilities_of_a_prompt_come_once_with_its_first_token() -> None:
