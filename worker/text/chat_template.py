@@ -7,7 +7,7 @@ import datetime
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import jinja2.compiler
@@ -20,7 +20,9 @@ import jinja2.sandbox
 from orcd.errors import InvalidRequest, ModelLoadFailed
 from worker.text.chat import template_fault
 from worker.text.chat.content_form import ContentForm
-from worker.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from worker.text.tokenizer import Tokenizer
 
 MAX_CHARACTERS = 16 * 1024 * 1024
 """Most that a template may write, and the longest value that an operator may make in it. A filter or method that

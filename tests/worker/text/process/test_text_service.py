@@ -31,6 +31,10 @@ class Service:
         self._ours.sendall(frames.encode(call))
         return frames.receive_answer(self._ours, time.monotonic() + 60)
 
+    def has_mapped(self, name: str) -> bool:
+        """Whether it has loaded a library of that name."""
+        return name in Path(f"/proc/{self._process.pid}/maps").read_text()
+
     def limit(self, name: str) -> str:
         """A soft limit as Linux shows it."""
         lines = Path(f"/proc/{self._process.pid}/limits").read_text().splitlines()
@@ -65,8 +69,11 @@ def test_memory_processor_time_and_core_files_are_limited(service: Service) -> N
 
 
 def test_the_vocabulary_is_loaded_when_it_is_asked_for(service: Service, demo_model: Path) -> None:
-    service.ask(frames.Start(None))
+    service.ask(frames.Start("{{ messages[0].content }}"))
+    assert service.ask(HI) == frames.Text("canary")
+    assert not service.has_mapped("tokenizers"), "who only renders does without"
     assert service.ask(frames.LoadVocabulary(str(demo_model), "")) == frames.Done()
+    assert service.has_mapped("tokenizers")
     answer = service.ask(frames.Encode("old pond " * 100, True, True, None))
     assert isinstance(answer, frames.Ids)
     too_long = service.ask(frames.Encode("old pond " * 100, True, True, 5))
