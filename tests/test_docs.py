@@ -182,14 +182,12 @@ def run_example(command: list[str], redis_url: str, folder: Path, **variables: s
     ).stdout
 
 
-@pytest.mark.parametrize("on_path", [False, True])
-def test_the_python_examples_run_beside_modules_named_like_ours(
-    serving: str, users_folder: Path, on_path: bool
-) -> None:
+def test_the_python_examples_run_beside_modules_named_like_ours(serving: str, users_folder: Path) -> None:
+    """In the folder that has them, which is on the path as that and by the variable."""
     examples = blocks("python", PAGES["enqueue.md"])
     assert len(examples) == 4
     for example in examples:
-        variables = {"PYTHONPATH": str(users_folder)} if on_path else {}
+        variables = {"PYTHONPATH": str(users_folder)}
         assert run_example([sys.executable, "-W", "error", "-c", example], serving, users_folder, **variables).strip()
 
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from tests.conftest import wait_until
+from tests.orcd.cli.command_line import run_apart
 from tests.tasks.openai_batch import OpenaiBatch, answers, failures
 from tests.tasks.slow_engine import hold_after, let_go, slow_engine
 from tests.tasks.worker_process import WorkerProcess
@@ -92,6 +93,7 @@ def test_the_same_content_has_the_same_answers_in_every_format(
         "several": (["first.txt", "others.txt"], []),
     }
     options = ["--order", "input", "--temperature", "0", "--max-tokens", "6"]
+    environment = os.environ | {"ORCD_REDIS_URL": redis_url}
     found = {}
     with WorkerProcess(redis_url, shallow_model, tmp_path):
         code, out, told = BatchProcess(redis_url, "-", "-", *options, stdin=text).finish()
@@ -99,7 +101,7 @@ def test_the_same_content_has_the_same_answers_in_every_format(
         found["a pipe"] = tuple(json.loads(line)["text"] for line in out.splitlines())
         for form, (names, more) in forms.items():
             inputs, output = [str(tmp_path / name) for name in names], tmp_path / f"{form}.jsonl"
-            code, _, told = BatchProcess(redis_url, *inputs, str(output), *more, *options).finish()
+            code, _, told = run_apart(["batch", *inputs, str(output), *more, *options], tmp_path, environment)
             assert code == 0, told
             found[form] = tuple(json.loads(line)["text"] for line in output.read_text().splitlines())
     assert len(set(found["text"])) > 1

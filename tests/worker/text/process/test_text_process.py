@@ -92,13 +92,13 @@ def test_a_template_that_runs_without_end_ends_and_the_next_call_is_answered(
     process = make_process(_or_hostile(source), wall_limit_s=60)
     assert process.render(HI) == "<user>Hi</s>"
     pid = process.pid
-    process._wall_limit_s = 0.5
+    process._wall_limit_s = 0.3  # more than a gap may be
     with ticking() as gaps:
         error = _refusal(process)
     process._wall_limit_s = 60
     assert isinstance(error, LimitExceeded)
     begin = "messages: the model's chat template refuses them: it takes longer than"
-    assert error.message in (f"{begin} 0.5 s", f"{begin} 2 s"), "the latter if we look late"
+    assert error.message in (f"{begin} 0.3 s", f"{begin} 2 s"), "the latter if we look late"
     assert max(gaps) < MAX_GAP_S, "other threads run on"
     assert process.render(HI) == "<user>Hi</s>"
     assert process.pid != pid
