@@ -23,6 +23,7 @@ _ENDING = b'}]"0\x80\x90\xa0'
 _JOINTS = frozenset(b"@.-:/")
 """What addresses, dates and the like have between their parts."""
 _STRUCTURE = re.compile(rb'[{}\[\],:"]')
+_DIGITS = frozenset(b"%c" % byte for byte in b"0123456789+-.eE")
 _NEVER = b"\xff"
 """No text has this byte: what stands for itself, and for no text, begins with it."""
 
@@ -52,22 +53,35 @@ class Alphabet:
         """The text of each token; that of a control token is no text's."""
         self.most_bytes = max(map(len, self.texts))
         """No text of a token has more, and none more characters."""
-        self.num_chars = array("L", map(_num_chars, self.texts))
+        self.most_within = max((len(token) for token in self.texts if b"\x80" <= token[:1] < b"\xc0"), default=0)
+        """The same of tokens that begin within a character."""
+        self.num_chars = array("i", map(_num_chars, self.texts))
         """Of each token the characters with which a string goes on; 0 for an end, an escape or half a character."""
         shapes: dict[bytes, int] = {}
         spaced = (token.replace(b"\n", b" ") for token in self.texts)
-        self.shapes = array("L", (shapes.setdefault(token, len(shapes)) for token in spaced))
+        self.shapes = array("i", (shapes.setdefault(token, len(shapes)) for token in spaced))
         """Of each token a number that others have whose texts are the same but for which white space they have."""
         spaces = [len(token) - len(token.lstrip(SPACE)) for token in self.texts]
         self.only_spaces = array(
-            "L", (len(token) if each == len(token) else 0 for token, each in zip(self.texts, spaces, strict=True))
+            "i", (len(token) if each == len(token) else 0 for token, each in zip(self.texts, spaces, strict=True))
         )
         """Of each token the characters of white space, if it has nothing else."""
+        self.text_keys, self.space_keys = (
+            array("i", (-num or shape for num, shape in zip(nums, self.shapes, strict=True)))
+            for nums in (self.num_chars, self.only_spaces)
+        )
+        """In strings, and behind white space: of tokens that go on with that their characters, below 0, else the shape.
+        """
+        in_number = [token[:1] in _DIGITS for token in self.texts]
+        self.number_keys = array(
+            "i", (~each if is_in else each for each, is_in in zip(self.shapes, in_number, strict=True))
+        )
+        """The same in numbers: of tokens that go on with that their shape, below 0."""
         self._num_spaces = np.minimum(spaces, 255).astype(np.uint8)  # with which each begins
         self._beginning_with: dict[int, NDArray[np.uint8]] = {}
         numbers: dict[bytes, int] = {b"": 0}
         kinds = (bytes(sorted(b"".join(_STRUCTURE.findall(token)))) for token in self.texts)
-        self.kinds = array("L", (numbers.setdefault(kind, len(numbers)) for kind in kinds))
+        self.kinds = array("H", (numbers.setdefault(kind, len(numbers)) for kind in kinds))
         """Of each token the number of its kind; 0 for those that begin and end no value."""
         self.structures = list(numbers)
         """What tokens of each kind have of the bytes that begin and end values."""

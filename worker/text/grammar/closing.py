@@ -8,6 +8,7 @@ characters that it has not used. It finds a closing, not always the shortest one
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -219,6 +220,45 @@ class ClosingRule:
         """See `Closing.search`."""
         found = self.closing.search(state.deep_copy(), most)
         return None if found is None else self.closings.of(found)
+
+
+class AnswerClosing:
+    """What is known of how the document of one answer can be closed."""
+
+    __slots__ = ("_bound", "_earlier", "_margin", "_plan", "_rule")
+
+    def __init__(self, rule: ClosingRule | None) -> None:
+        """None: nobody wants to know that."""
+        self._rule = rule
+        self._plan: KnownClosing | None = None  # a closing from here, if one is known
+        self._earlier = rule.closings.of(()) if rule else None  # what may be left of the one that was known last
+        # Of the tokens that the shortest one takes, but for the margin.
+        self._bound, self._margin = (math.inf, rule.margin) if rule else (-math.inf, 0.0)
+
+    def _has_room(self, num_left: int) -> bool:
+        """Whether the document can be closed with fewer tokens than are left."""
+        return self._bound + self._margin < num_left if self._plan is None else self._plan.length < num_left
+
+    def _closing_behind(
+        self, token_id: int, *, is_forced: bool, is_in_text: bool
+    ) -> tuple[KnownClosing | None, KnownClosing, float]:
+        """A closing behind a token, if that is known, else an earlier one, and the bound; nothing changes.
+
+        ``is_in_text``: the token goes on with a string that may have any text.
+        """
+        plan, earlier, bound, rule = self._plan, self._earlier, self._bound, self._rule
+        assert rule is not None and earlier is not None, "a closing that nobody wants"
+        if is_in_text and (plan is None or plan.first_id == rule.alphabet.quote_id):
+            return plan, earlier, bound  # what closes a string that may have any text is the same
+        if plan is not None:
+            left = plan.remainder(token_id)
+            if left is not None:
+                return left, earlier, left.length
+            if plan.length:
+                earlier = plan
+        # Any closing began with what is forced.
+        bound += -1 if is_forced else rule.growth[rule.alphabet.kinds[token_id]]
+        return None, earlier.likely_remainder(token_id), bound
 
 
 def required_names(schema: Any) -> Set[bytes]:

@@ -35,11 +35,11 @@ class KnownClosing:
         "_behind_texts",
         "_closings",
         "_ends",
-        "_likely",
         "_most_text",
         "_remainders",
         "first_id",
         "length",
+        "likely",
         "token_ids",
     )
 
@@ -49,7 +49,8 @@ class KnownClosing:
         self.length = len(token_ids)
         self.first_id = token_ids[0] if token_ids else None
         self._remainders: dict[int, KnownClosing | None] = {}
-        self._likely: dict[int, KnownClosing] = {}
+        self.likely: dict[int, KnownClosing] = {}
+        """What `likely_remainder` has said."""
         self._behind_texts: dict[bytes, KnownClosing] = {}
         self._ends: tuple[KnownClosing, ...] | None = None
         self._most_text = -1
@@ -67,10 +68,10 @@ class KnownClosing:
 
     def likely_remainder(self, token_id: int) -> KnownClosing:
         """What may be left of it behind a token that has written its beginning, or other text."""
-        found = self._likely.get(token_id)
+        found = self.likely.get(token_id)
         if found is None:
-            if len(self._likely) >= MAX_REMAINDERS:
-                self._likely.clear()
+            if len(self.likely) >= MAX_REMAINDERS:
+                self.likely.clear()
                 self._behind_texts.clear()
             found, alphabet = self.remainder(token_id), self._closings.alphabet
             if found is None and not alphabet.kinds[token_id]:
@@ -81,7 +82,7 @@ class KnownClosing:
                 if found is None:
                     found = self._closings.of(alphabet.likely_remainder(self.token_ids, token_id))
                     self._behind_texts[text] = found
-            self._likely[token_id] = found
+            self.likely[token_id] = found
         return found
 
     @property

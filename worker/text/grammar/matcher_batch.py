@@ -60,17 +60,19 @@ class MatcherBatch:
 
     def masks(self, asked: Sequence[Asked]) -> list[TokenMask | int | Exception]:
         """See `ConstraintBatch`; all that are ``asked`` are of `TokenMatcher`."""
-        found: list[TokenMask | int | Exception | None] = []
+        found: list[TokenMask | int | Exception | None]
         leaders: dict[Place | TokenMatcher, int] = {}  # whose mask is computed for all in their place
         others: list[int] = []
         matchers = cast("Sequence[tuple[TokenMatcher, int]]", asked)
-        for matcher, num_left in matchers:
+        found = [matcher.told if matcher.told_left == num_left else None for matcher, num_left in matchers]
+        for index in [index for index, mask in enumerate(found) if mask is None]:
+            matcher, num_left = matchers[index]
             try:
-                found.append(matcher.known_mask(num_left))
+                found[index] = matcher.known_mask(num_left)
             except Exception as error:
-                found.append(error)
-            if found[-1] is None:
-                index, place = len(found) - 1, matcher.place
+                found[index] = error
+            if found[index] is None:
+                place = matcher.place
                 if leaders.setdefault(matcher if place is None else place, index) != index:
                     others.append(index)
         if leaders:
@@ -187,7 +189,7 @@ class MatcherBatch:
         if not begun.state.is_error():
             places, place, words = matcher.places, matcher.place, begun.words.tobytes()
             mask = TokenMask(words) if places is None or place is None else places.keep_mask(place, words)
-            matcher.prepared = num_left - 1, mask
+            matcher.told, matcher.told_left = mask, num_left - 1
         return begun.token_id
 
     def _threads(self) -> LLExecutor:

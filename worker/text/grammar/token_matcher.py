@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from copy import copy
 from ctypes import addressof, c_char
@@ -11,18 +10,18 @@ from llguidance import LLMatcher
 
 from orcd.errors import OrcdError
 from worker.engine.token_constraint import TokenMask
-from worker.text.grammar.closing import ClosingRule
+from worker.text.grammar.closing import AnswerClosing, ClosingRule
 from worker.text.grammar.known_closing import KnownClosing
-from worker.text.grammar.lexers import Lexers
+from worker.text.grammar.lexers import Lexer, Lexers
 from worker.text.grammar.matcher_batch import MatcherBatch, too_complex
 from worker.text.grammar.places.document_places import DocumentPlaces
-from worker.text.grammar.places.place import ANY_TOKEN, Place
+from worker.text.grammar.places.place import ANY_TOKEN
 
 MOST_BEHIND = 256
 """Tokens that llguidance takes together, after places told what they lead to: a token takes it 1 us."""
 
 
-class TokenMatcher:
+class TokenMatcher(AnswerClosing):
     """The grammar of one choice of a request (`worker.engine.token_constraint.TokenConstraint`).
 
     What it says follows from the tokens taken so far, in their order, and from how many may follow; so an answer that
@@ -36,48 +35,56 @@ class TokenMatcher:
     Where other answers have been, places (`worker.text.grammar.places.document_places`) tell what llguidance would.
     """
 
+    __slots__ = (  # noqa: SIM905
+        "__weakref__ _behind _forced _kept _last_id _lexers _state batch is_complete lexer mask_s place places "
+        "shortest told told_left"
+    ).split()
+
     def __init__(
         self, lexers: Lexers, batch: MatcherBatch, rule: ClosingRule | None = None, places: DocumentPlaces | None = None
     ) -> None:
         """``lexers`` and ``places`` are those of the grammar; ``batch`` is that of all matchers."""
+        super().__init__(rule)
         self._lexers = lexers
         self.batch = batch
-        self._rule = rule
         self.places = places
         """Where it may be in its document, if places tell anything."""
         self.place = None if places is None else places.beginning
         self._behind, self._last_id = list[int](), ANY_TOKEN  # tokens that were taken, but not by `_state`
+        self._kept: tuple[Lexer, LLMatcher] | None = None  # what has taken all others, instead of `_state`
         self.is_complete = False  # whether nothing may follow
-        self._choose_lexer()
+        self._begin()
         self._forced: Sequence[int] | None = None  # what must come next, once that was asked for
-        self.prepared: tuple[int, TokenMask] | None = None
-        """Of how many tokens that may be drawn, and the mask of the next one, if it is known before somebody asks."""
+        self.told: TokenMask | int | None = None
+        """What `known_mask` says with ``told_left`` tokens that may be drawn, if that is known before somebody asks."""
+        self.told_left = -1
         self.mask_s = 0.0  # what the last mask took that was computed apart from others'
-        self._plan: KnownClosing | None = None  # a closing from here, if one is known
-        self._earlier = rule.closings.of(()) if rule else None  # what may be left of the one that was known last
         self.shortest: tuple[int, ...] = ()
         """A whole document."""
-        # Of the tokens that the shortest one takes, but for the margin.
-        self._bound, self._margin = (math.inf, rule.margin) if rule else (-math.inf, 0.0)
 
     def copy(self) -> TokenMatcher:
         """The same state, which then goes its own way."""
         state, other = self.state, copy(self)
         other._behind = []
         if self._last_id != ANY_TOKEN:
-            other._state = state.deep_copy()
-            other.lexer.answers.add(other)
+            other._go_on_from(other.lexer, state)
         else:
-            other._choose_lexer()
+            other._begin()
         return other
 
     @property
     def state(self) -> LLMatcher:
-        """What has taken all tokens."""
+        """What has taken all tokens, or others that led to the same place."""
+        if self._kept is not None:
+            self.lexer.answers.discard(self)
+            self._go_on_from(*self._kept)
+            self._kept = None
         if self._behind:
             behind, self._behind = self._behind, []
             if not self._state.consume_tokens(behind):
                 raise self._refusal()
+            if self.place is not None and self.places is not None:
+                self.places.keep_state(self.place, self.lexer, self._state)
         return self._state
 
     def min_tokens(self) -> int | None:
@@ -113,7 +120,7 @@ class TokenMatcher:
         """
         plan = self._plan
         if plan is None and self._bound + self._margin > num_left:
-            plan = self._closing(num_left)
+            plan = self.prepare(num_left)
         if plan is not None and plan.length >= num_left and plan.length:
             return plan.first_id
         forced = self._forced
@@ -129,14 +136,11 @@ class TokenMatcher:
 
     def known_mask(self, num_left: int) -> TokenMask | int | None:
         """What `write_mask` would say, if that is known, or the only id that may come next."""
-        if self.prepared is not None and self.prepared[0] == num_left:
-            return self.prepared[1]
+        if self.told is not None and self.told_left == num_left:
+            return self.told
         place = self.place
         if place is None:
             return self.forced_id(num_left)
-        is_told = place.is_free and place.mask is not None and self._plan is None and not self._forced
-        if is_told and self._bound + self._margin <= num_left:  # as of most rows of a step
-            return place.mask
         token_id = self.forced_id(num_left)
         return place.known_mask() if token_id is None else token_id
 
@@ -152,54 +156,52 @@ class TokenMatcher:
 
         ``and_is_ready``: only if it is also known what may come next.
         """
-        place, places, rule, plan, earlier = self.place, self.places, self._rule, self._plan, self._earlier
+        place, places, forced, rule, earlier = self.place, self.places, self._forced, self._rule, self._earlier
         if place is None or places is None or rule is None or earlier is None or len(self._behind) >= MOST_BEHIND:
             return False
-        forced, mask = self._forced, place.mask
         is_forced = forced and forced[0] == token_id
-        if not is_forced and (mask is None or not mask.words[token_id >> 3] >> (token_id & 7) & 1):
+        if not is_forced:
+            mask = place.mask
+            if mask is None or not mask.words[token_id >> 3] >> (token_id & 7) & 1:
+                return False
+        key = place.keys[token_id]
+        after = place.next.get(key) if key >= 0 else place.counted.get(place.num_counted - key)  # `Place.behind`
+        if after is None and (after := places.after(place, token_id)) is None:
             return False
-        after = places.after(place, token_id)
-        if after is None or (and_is_ready and not (after.is_ready(token_id) or (is_forced and forced and forced[1:]))):
+        forced = forced[1:] if is_forced and forced else ()
+        if not forced:
+            forced = () if after.is_free else after.forced_behind(token_id)
+        told = forced[0] if forced else None if forced is None else after.mask
+        if and_is_ready and told is None and not after.is_ready(token_id):
             return False
-        bound, most = self._bound, num_left - self._margin
-        if plan is None and bound > most:  # as in `prepare`
+        plan, bound, margin = self._plan, self._bound, self._margin
+        if plan is None and bound + margin > num_left:  # as in `prepare`
             plan = place.known_closing(self._last_id, earlier)
             if plan is None or plan.length > num_left:
                 return False
             self._plan, self._bound = plan, plan.length
-        is_in_text = place.goes_on_with(token_id)
-        if is_in_text and (bound < most if plan is None else plan.first_id == places.quote_id):
-            if plan is not None and plan.length >= num_left:
-                return False
-            self._forced = None
-        else:
+        is_in_text = key < 0 <= place.length
+        if plan is not None:
+            plan, earlier, bound = self._closing_behind(token_id, is_forced=bool(is_forced), is_in_text=is_in_text)
+        elif not is_in_text:  # what that would say
             bound += -1 if is_forced else rule.growth[rule.alphabet.kinds[token_id]]
-            if plan is None and bound < most and not is_in_text:
-                self._bound, self._forced = bound, forced[1:] or None if is_forced and forced else None
-                self._earlier = earlier.likely_remainder(token_id)
-            elif not self._closes_behind(after, token_id, num_left):
+            earlier = earlier.likely.get(token_id) or earlier.likely_remainder(token_id)
+        if plan is None and bound + margin >= num_left:
+            plan = after.known_closing(token_id, earlier)
+            if plan is None:
                 return False
-        self.prepared = None
-        self._behind.append(token_id)
+            bound = plan.length
+        if plan is not None and bound >= num_left:
+            return False
+        self._plan, self._earlier, self._bound, self._forced = plan, earlier, bound, forced
+        if after.state is None:
+            self._behind.append(token_id)
+        else:
+            self._kept, self._behind = after.state, []
         self._last_id, self.place, self.is_complete = token_id, after, after.is_complete
+        self.told_left = num_left - 1
+        self.told = plan.first_id if plan is not None and bound == num_left - 1 and bound else told
         return True
-
-    def _closes_behind(self, after: Place, token_id: int, num_left: int) -> bool:
-        """Know of a closing behind a token, if that is told in a moment and leaves room; False: nothing has changed."""
-        before = self._plan, self._earlier, self._bound, self._forced
-        self._follow(token_id)
-        if self._plan is None and self._earlier is not None and self._bound + self._margin >= num_left:
-            self._plan = after.known_closing(token_id, self._earlier)
-            self._bound = self._bound if self._plan is None else self._plan.length
-        if self._has_room(num_left):
-            return True
-        self._plan, self._earlier, self._bound, self._forced = before
-        return False
-
-    def prepare(self, num_left: int) -> None:
-        """What is to be known before a token is taken: how to close the document, should too few be left behind it."""
-        self._closing(num_left)
 
     def settle(self, token_id: int, num_left: int, *, is_right: bool) -> int:
         """Behind a token that ``state`` has taken; ``is_right``: it was allowed. Returns what `take` does."""
@@ -207,7 +209,7 @@ class TokenMatcher:
             raise self._refusal()
         before = self._plan, self._earlier, self._bound, self._forced, self.place
         self._step(token_id)
-        self._closing(num_left - 1, lightly=True)
+        self.prepare(num_left - 1, lightly=True)
         if self._has_room(num_left):
             return token_id
         rule = self._rule
@@ -234,26 +236,36 @@ class TokenMatcher:
         self.place = self.places = self._forced = None
         return OrcdError("an answer holds a token that the grammar of its request does not allow")
 
-    def _choose_lexer(self) -> None:
-        self.lexer = self._lexers.choose()
-        self._state = self.lexer.beginning.deep_copy()
-        self.lexer.answers.add(self)
+    def _begin(self) -> None:
+        lexer = self._lexers.choose()
+        self._go_on_from(lexer, lexer.beginning)
+
+    def _go_on_from(self, lexer: Lexer, state: LLMatcher) -> None:
+        """Go on from a copy of ``state``."""
+        self.lexer = lexer
+        lexer.answers.add(self)
+        self._state = state.deep_copy()
 
     def _step(self, token_id: int) -> None:
         """Go on behind a token that `_state` has taken."""
-        self.prepared = None
-        self._follow(token_id)
+        self.told_left = -1
+        place, forced = self.place, self._forced
+        rest = forced[1:] if forced and forced[0] == token_id else None
+        self._forced = rest or None
+        if self._rule is not None:
+            is_in_text = place is not None and place.keys[token_id] < 0 <= place.length
+            known = self._closing_behind(token_id, is_forced=rest is not None, is_in_text=is_in_text)
+            self._plan, self._earlier, self._bound = known
         self._last_id = token_id
         self.is_complete = self._state.is_stopped()
         if self.places is not None and self.place is not None:
             self.place = self.places.follow(self.place, token_id, self._state)
 
-    def _has_room(self, num_left: int) -> bool:
-        """Whether the document can be closed with fewer tokens than are left."""
-        return self._bound + self._margin < num_left if self._plan is None else self._plan.length < num_left
+    def prepare(self, num_left: int, *, lightly: bool = False) -> KnownClosing | None:
+        """What is to be known before a token is taken: a closing from here, should too few tokens be left behind it.
 
-    def _closing(self, num_left: int, *, lightly: bool = False) -> KnownClosing | None:
-        """A closing from here. None where there is room for any, or none was found."""
+        None where there is room for any, or none was found.
+        """
         is_near = self._plan is None and self._bound + self._margin > num_left
         if is_near and (found := self._found(num_left, lightly=lightly)) is not None:
             self._plan, self._bound = found, found.length
@@ -274,27 +286,3 @@ class TokenMatcher:
         if found is None or (found.length > num_left and not lightly):
             found = rule.searched(self.state, num_left) or found
         return found
-
-    def _follow(self, token_id: int) -> None:
-        """Know of a closing behind a token what is known of one before it."""
-        forced, self._forced = self._forced, None
-        rule, plan, place, places = self._rule, self._plan, self.place, self.places
-        is_in_text = place is not None and place.goes_on_with(token_id)
-        if is_in_text and (plan is None or (places is not None and plan.first_id == places.quote_id)):
-            return  # what closes a string that may have any text is the same
-        is_forced = forced and forced[0] == token_id
-        if forced and is_forced:
-            self._forced = forced[1:] or None
-        if rule is None or self._earlier is None:
-            return
-        if plan is not None:
-            left = plan.remainder(token_id)
-            if left is not None:
-                self._plan, self._bound = left, left.length
-                return
-            self._plan = None
-            if plan.length:
-                self._earlier = plan
-        # Any closing began with what is forced.
-        self._bound += -1 if is_forced else rule.growth[rule.alphabet.kinds[token_id]]
-        self._earlier = self._earlier.likely_remainder(token_id)

@@ -15,6 +15,7 @@ from orcd.errors import InvalidRequest, OrcdError
 from tests.bench.structured_rates import SCHEMA
 from tests.bench.structured_steps import synthetic_tokenizer
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, SENTENCE_PIECE, allowed_ids, compiler_of, tokenizer_of
+from tests.worker.text.grammar.places.test_document_places import without_places
 from tests.worker.text.grammar.schemas import make_schemas
 from worker.text.grammar.closing import Closing
 from worker.text.grammar.grammar_compiler import GrammarCompiler
@@ -208,3 +209,20 @@ def test_where_closings_were_looked_for_what_may_come_next_follows_from_the_toke
     fresh = beginning.copy()
     fresh.restore(taken, 900)
     assert matcher.state.compute_bitmask() == fresh.state.compute_bitmask()
+
+
+def test_where_another_answer_has_asked_llguidance_an_answer_goes_on_from_what_that_took() -> None:
+    beginning, text = matcher_of(SCHEMA), b'[{"order_number":7,"customer":"x'
+    answers = [beginning.copy() for _ in range(3)]
+    for answer in answers:
+        for number, byte in enumerate(text):
+            answer.batch.masks([(answer, 400 - number)])
+            answer.take(beginning._rule.alphabet.of_byte(byte), 400 - number)
+        num_behind = len(answer._behind)
+        assert answer.state.compute_bitmask() == answers[0].state.compute_bitmask()
+    assert answers[1].place.state is not None, "there it had taken nothing of the text yet"
+    assert num_behind == 0
+    alone = without_places(beginning)
+    for number, byte in enumerate(text):
+        alone.take(beginning._rule.alphabet.of_byte(byte), 400 - number)
+    assert answers[2].state.compute_bitmask() == alone.state.compute_bitmask()

@@ -9,7 +9,7 @@ not be asked where others have been.
 
 from __future__ import annotations
 
-import re
+from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher
 
@@ -18,13 +18,16 @@ from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.grammar_text import MOST_SPACE
 from worker.text.grammar.known_closing import KnownClosing
 from worker.text.grammar.places.characters import count_characters
-from worker.text.grammar.places.lexemes import read_lexemes
 from worker.text.grammar.places.place import ANY_TOKEN, Place
 from worker.text.grammar.places.place_memory import PlaceMemory
+from worker.text.grammar.places.place_text import PlaceText, text_behind
 from worker.text.grammar.places.string_masks import AlikeStrings, StringMasks
-from worker.text.grammar.places.white_space import SpaceMasks
+from worker.text.grammar.places.white_space import FittingMasks, SpaceMasks
 
-PLACE_BYTES, TOKEN_BYTES = 600, 100
+if TYPE_CHECKING:
+    from worker.text.grammar.lexers import Lexer
+
+PLACE_BYTES, TOKEN_BYTES, STATE_BYTES = 600, 100, 8192
 """About what Python takes for a place, and for a token that leads to another."""
 MAX_OUTLINE, MAX_TEXT, MAX_DIGITS = 4096, 64, 3
 """Bytes of outlines, texts and numbers in places that are kept: answers seldom come together in longer ones."""
@@ -32,8 +35,6 @@ MAX_MISSED = 1024
 MOST_PROBED = 300
 """Characters of strings that are counted."""
 PROBES = b"~^|`@#%zqZQXKWVJ"
-_ESCAPE = re.compile(rb'\\["\\/bfnrt]')
-"""Those that stand for one character each."""
 _NUMBERS = frozenset(b"-0123456789")
 """What numbers begin with."""
 
@@ -53,13 +54,15 @@ class DocumentPlaces:
         # Behind white space, by outlines.
         self._closings: dict[bytes, dict[tuple[int, KnownClosing], KnownClosing]] = {}
         self._spaces: dict[bytes, SpaceMasks] = {}
+        self._behind_numbers: dict[bytes, dict[int, Place]] = {}
         self._families: dict[tuple[int, TokenMask], AlikeStrings] = {}
         self._masks: dict[bytes, TokenMask] = {}
-        self._missed: dict[tuple[Place, int], Place] = {}  # what `after` has made of a token, for `follow`
+        self._fitting = FittingMasks(alphabet, self._shared)
+        self._missed: dict[tuple[Place, int], PlaceText] = {}  # what `after` has made of a token, for `follow`
         self.beginning = Place(b"", b"", 0, b"", False, -1, alphabet, {})
         self.quote_id = alphabet.quote_id
         """The token that ends a string."""
-        self._num_chars, self._shapes, self._only_spaces = alphabet.num_chars, alphabet.shapes, alphabet.only_spaces
+        self._only_spaces = alphabet.only_spaces
 
     def begin_use(self) -> None:
         """From now on the thread that counts for all grammars asks."""
@@ -77,22 +80,27 @@ class DocumentPlaces:
         of_strings = [place for lengths in self._lengths.values() for place in lengths.values()]
         for place in (self.beginning, *self._kept.values(), *of_strings):
             place.next, place.forced, place.spelled, place.closings, place.ends = {}, {}, {}, {}, {}
-            place.mask, place.is_free = None, False
+            place.mask, place.is_free, place.state = None, False, None
+            place.counted.clear()
         self._kept, self._masks, self._missed = {}, {}, {}
+        self._fitting.forget()
         for lengths in self._lengths.values():
             lengths.clear()
         for space in self._spaces.values():
             space.forget()
+        for behind in self._behind_numbers.values():
+            behind.clear()
         self._lengths, self._strings, self._families, self._closings, self._spaces = {}, {}, {}, {}, {}
+        self._behind_numbers = {}
 
     def after(self, place: Place, token_id: int) -> Place | None:
         """The place behind ``place`` and a token that may come there, if that is known."""
         found = self._led_to(place, token_id)
         if found is None and place.is_kept:
-            behind = self._missed.pop((place, token_id), None) or self._behind(place, token_id)
-            found = self._same(place, token_id, behind, *self._length(behind))
+            behind = self._missed.pop((place, token_id), None) or text_behind(place, token_id)
+            found = self._same(place, token_id, behind, *behind.length())
             if found is None and self._is_within_space(behind):
-                found = self._in_space(behind)
+                found = self._in_space(self._place(behind))
                 self._lead(place, token_id, found)
             elif found is None and len(self._missed) < MAX_MISSED:
                 self._missed[place, token_id] = behind
@@ -103,11 +111,12 @@ class DocumentPlaces:
         found = self._led_to(place, token_id)
         if found is not None:
             return found
-        behind = self._missed.pop((place, token_id), None) or self._behind(place, token_id)
-        length, half = self._length(behind)
-        found = self._same(place, token_id, behind, length, half) if place.is_kept else None
+        text = self._missed.pop((place, token_id), None) or text_behind(place, token_id)
+        length, half = text.length()
+        found = self._same(place, token_id, text, length, half) if place.is_kept else None
         if found is not None:
             return found
+        behind = self._place(text)
         behind.is_complete = state.is_stopped()
         if half or (length >= 0 and not self._may_have_any_text(behind.outline, length, state)):
             length = -1
@@ -118,25 +127,23 @@ class DocumentPlaces:
 
     def _led_to(self, place: Place, token_id: int) -> Place | None:
         """The place that ``place`` leads to, if somebody has taken such a token there."""
-        if place.length >= 0 and (num_chars := self._num_chars[token_id]):
-            length = place.length + num_chars
-            return place.lengths.get(length) or self._in_string(place, length)
-        if place.space is not None and (num_chars := self._only_spaces[token_id]):
-            return place.space.places.get(len(place.text) + num_chars)
-        found = place.next.get(self._shapes[token_id])
+        key = place.keys[token_id]
+        found = place.behind(key)
+        if found is None and key < 0 <= place.length:
+            return self._in_string(place, place.length - key)
         if found is None and place.string is not None:
             counted = count_characters(place.text[1:] + self._alphabet.texts[token_id])
             if counted is not None:
                 return self._in_text(place, place.num_dropped + counted[0], counted[1])
         return found
 
-    def _same(self, place: Place, token_id: int, behind: Place, length: int, half: bytes) -> Place | None:
-        """The known place that ``behind`` is, behind ``place`` and a token; ``length``, ``half``: see `_length`."""
+    def _same(self, place: Place, token_id: int, behind: PlaceText, length: int, half: bytes) -> Place | None:
+        """The known place that ``behind`` is, behind ``place`` and a token; ``length``, ``half``: see `PlaceText`."""
         lengths = self._lengths.get(behind.outline) if length >= 0 else None
         if lengths is None:
             found = None if behind.num_dropped else self._kept.get((behind.outline, behind.text))
         elif half:
-            return self._in_text(behind, length, half)
+            return self._in_text(self._place(behind), length, half)
         else:
             found = lengths.get(length)
         if found is not None:
@@ -152,10 +159,11 @@ class DocumentPlaces:
             self._count(2 * TOKEN_BYTES + 8 * closing.length)
 
     def _lead(self, place: Place, token_id: int, behind: Place) -> None:
-        if place.space is not None and self._only_spaces[token_id]:
-            place.space.places[len(behind.text)] = behind
+        key = place.keys[token_id]
+        if key < 0:
+            place.counted[place.num_counted - key] = behind
         else:
-            place.next[self._shapes[token_id]] = behind
+            place.next[key] = behind
         self._count(TOKEN_BYTES)
 
     def keep_mask(self, place: Place, words: bytes) -> TokenMask:
@@ -172,6 +180,12 @@ class DocumentPlaces:
             place.space.learn(len(place.text), known)
         return known
 
+    def keep_state(self, place: Place, lexer: Lexer, state: LLMatcher) -> None:
+        """Have others that come to ``place`` go on from ``state``."""
+        if place.is_kept:
+            place.state = lexer, state.deep_copy()
+            self._count(STATE_BYTES)
+
     def _shared(self, words: bytes) -> TokenMask:
         """The mask of these, as many places have the same one."""
         known = self._masks.get(words)
@@ -181,7 +195,7 @@ class DocumentPlaces:
         return known
 
     @staticmethod
-    def _is_within_space(place: Place) -> bool:
+    def _is_within_space(place: Place | PlaceText) -> bool:
         """Whether it is behind white space that may go on, in an object or array: then other tokens may come, too."""
         return bool(place.outer) and len(place.text) < MOST_SPACE and place.text.isspace()
 
@@ -190,8 +204,7 @@ class DocumentPlaces:
         place.is_kept = len(place.outline) <= MAX_OUTLINE
         place.closings = self._closings.setdefault(place.outline, {})  # the same, however much white space
         place.keep_forced(ANY_TOKEN, ())
-        space = place.space = self._space_behind(place.outline)
-        place.ends, place.next = space.ends, space.next
+        place.begin_space(self._space_behind(place.outline))
         if place.is_kept:
             self._kept[place.outline, place.text] = place
             self._count(PLACE_BYTES + len(place.outline))
@@ -200,33 +213,12 @@ class DocumentPlaces:
     def _space_behind(self, outline: bytes) -> SpaceMasks:
         found = self._spaces.get(outline)
         if found is None:
-            found = self._spaces[outline] = SpaceMasks(self._alphabet, self._shared)
+            found = self._spaces[outline] = SpaceMasks(self._fitting)
         return found
 
-    def _behind(self, before: Place, token_id: int) -> Place:
-        """The place behind ``before`` and a token that ends or begins something, as the texts of these tell."""
-        text = self._alphabet.texts[token_id]
-        if self._only_spaces[token_id] or not before.text.isspace():  # else it is as if there was no white space
-            text = before.text + text
-        lexed = read_lexemes(text, before.outer, before.is_name_next)
-        outline, starts = before.outline, before.starts
-        if lexed.num_closed:
-            outline, starts = outline[: starts[-lexed.num_closed]], starts[: -lexed.num_closed]
-        starts += tuple([len(outline) + start for start in lexed.starts])
-        num_dropped = 0 if lexed.outline else before.num_dropped
-        known = outline + lexed.outline, lexed.text, num_dropped, lexed.outer, lexed.is_name_next
-        return Place(*known, -1, before.alphabet, {}, starts=starts)
-
-    def _length(self, place: Place) -> tuple[int, bytes]:
-        """Characters of the string that ``place`` is in, so far, and the beginning of one more.
-
-        -1 where they cannot be counted, or it is a name.
-        """
-        if place.is_name_next or not place.text.startswith(b'"'):
-            return -1, b""
-        text = _ESCAPE.sub(b"x", place.text[1:]) if b"\\" in place.text else place.text[1:]
-        counted = count_characters(text)
-        return (-1, b"") if counted is None else (place.num_dropped + counted[0], counted[1])
+    def _place(self, text: PlaceText) -> Place:
+        known = text.outline, text.text, text.num_dropped, text.outer, text.is_name_next
+        return Place(*known, -1, self._alphabet, {}, starts=text.starts)
 
     def _may_have_any_text(self, outline: bytes, length: int, state: LLMatcher) -> bool:
         """Whether the string behind ``outline`` may; it has ``length`` characters in ``state``."""
@@ -234,8 +226,8 @@ class DocumentPlaces:
             return True
         num_more = state.validate_tokens([self.probe_id] * MOST_PROBED)
         if num_more:
-            is_bounded, far = num_more < MOST_PROBED, self._alphabet.most_bytes
-            self._strings[outline] = StringMasks(length + num_more, is_bounded, far, self._families)
+            is_bounded, far = num_more < MOST_PROBED, (self._alphabet.most_bytes, self._alphabet.most_within)
+            self._strings[outline] = StringMasks(length + num_more, is_bounded, *far, self._families)
         return num_more > 0
 
     def _in_string(self, place: Place, length: int) -> Place:
@@ -259,7 +251,7 @@ class DocumentPlaces:
     def _in_text(self, place: Place, length: int, half: bytes) -> Place:
         """Behind so many characters of the string that ``place`` is in, and the beginning of one more, if any.
 
-        Of the latter there are many, so none is kept: what may follow is told by the string.
+        The latter is not kept: what may follow is told by the string.
         """
         if not half:
             return self._in_string(place, length)
@@ -281,7 +273,8 @@ class DocumentPlaces:
     def _known(self, place: Place, state: LLMatcher) -> Place:
         """The place that is kept and is the same as ``place``, or ``place``, where ``state`` is."""
         outline, text = place.outline, place.text
-        most = MAX_DIGITS if text and text[0] in _NUMBERS else MAX_TEXT
+        is_number = bool(text) and text[0] in _NUMBERS
+        most = MAX_DIGITS if is_number else MAX_TEXT
         # Of a string that is cut only its end is known.
         is_cut = len(outline) > MAX_OUTLINE or len(text) > most or place.num_dropped
         if is_cut or (text.startswith(b'"') and not place.is_name_next and outline in self._lengths):
@@ -293,7 +286,11 @@ class DocumentPlaces:
             place.is_open, place.must = False, must
         if found is None and place.outer and (not text or text.isspace()):
             space = self._space_behind(outline)
-            place.space, place.ends, place.next = None if text else space, space.ends, space.next
+            place.ends, place.next = space.ends, space.next
+            if not text:
+                place.begin_space(space)
+        if found is None and is_number:
+            place.begin_number(self._behind_numbers.setdefault(outline, {}))
         if found is None:
             found = self._kept[outline, text] = place
             self._count(PLACE_BYTES + len(outline) + len(text))

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llguidance import LLMatcher
 
 from worker.engine.token_constraint import TokenMask
 from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.known_closing import KnownClosing
 from worker.text.grammar.places.string_masks import StringMasks
 from worker.text.grammar.places.white_space import SpaceMasks
+
+if TYPE_CHECKING:
+    from worker.text.grammar.lexers import Lexer
 
 ANY_TOKEN = -1
 
@@ -61,11 +67,33 @@ class Place:
     ends: dict[KnownClosing, bool] = field(default_factory=dict)
     """Whether these close the document, of some."""
     next: dict[int, Place] = field(default_factory=dict, repr=False)
-    """Places behind tokens, by their `Alphabet.shapes`."""
+    """Places behind tokens, by their `keys`."""
+    state: tuple[Lexer, LLMatcher] | None = field(default=None, repr=False)
+    """What has taken tokens that lead here."""
+    keys: Sequence[int] = field(init=False, repr=False)
+    """Of each token, see `behind`."""
+    num_counted: int = field(init=False)
+    counted: dict[int, Place] = field(init=False, repr=False)
 
-    def goes_on_with(self, token_id: int) -> bool:
-        """Whether this is in a string that may have any text, and still is with that token."""
-        return self.length >= 0 and self.alphabet.num_chars[token_id] > 0
+    def __post_init__(self) -> None:
+        self.num_counted, self.counted = self.length, self.lengths
+        self.keys = self.alphabet.text_keys if self.length >= 0 else self.alphabet.shapes
+
+    def begin_space(self, space: SpaceMasks) -> None:
+        """It is where white space of which ``space`` tells may begin, or go on."""
+        self.space, self.ends, self.next = space, space.ends, space.next
+        self.num_counted, self.counted, self.keys = len(self.text), space.places, self.alphabet.space_keys
+
+    def begin_number(self, behind: dict[int, Place]) -> None:
+        """It is in a number; ``behind`` are the places behind that, whatever its digits are."""
+        self.next, self.num_counted, self.counted, self.keys = behind, 0, {}, self.alphabet.number_keys
+
+    def behind(self, key: int) -> Place | None:
+        """The place behind a token with that of `keys`, if somebody has taken such a token here.
+
+        Below 0 the token goes on with a string that may have any text, with white space or with a number.
+        """
+        return self.next.get(key) if key >= 0 else self.counted.get(self.num_counted - key)
 
     def known_mask(self) -> TokenMask | None:
         """The mask of the next token, if it is known."""

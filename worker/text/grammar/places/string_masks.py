@@ -20,7 +20,7 @@ class AlikeStrings:
     masks: dict[int, TokenMask] = field(default_factory=dict)
     """By how many characters may still come, `StringMasks.far` if they are more."""
     halves: dict[tuple[int, bytes], TokenMask] = field(default_factory=dict)
-    """Behind the beginning of one of these, too."""
+    """Behind the beginning of one of these, too, `StringMasks.far_within` if they are more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +32,8 @@ class StringMasks:
     is_bounded: bool
     far: int
     """No token has more characters."""
+    far_within: int
+    """Nor has one that begins within a character."""
     families: dict[tuple[int, TokenMask], AlikeStrings]
     """Of all strings of a grammar."""
     alike: AlikeStrings = field(default_factory=AlikeStrings)
@@ -44,7 +46,7 @@ class StringMasks:
 
     def anew(self, families: dict[tuple[int, TokenMask], AlikeStrings]) -> StringMasks:
         """The same string, of whose masks nothing is known."""
-        return StringMasks(self.num_most, self.is_bounded, self.far, families)
+        return StringMasks(self.num_most, self.is_bounded, self.far, self.far_within, families)
 
     def room(self, length: int) -> int | None:
         """Characters that may come behind ``length`` of them, if that is known; `far` if they are more."""
@@ -61,13 +63,13 @@ class StringMasks:
         room = self.room(length)
         if room is None or room > self.num_alike or self.least is None or length < self.least:
             return None
-        return self.alike.halves.get((room, half)) if half else self.alike.masks.get(room)
+        return self.alike.halves.get((min(room, self.far_within), half)) if half else self.alike.masks.get(room)
 
     def learn_half(self, length: int, half: bytes, mask: TokenMask) -> None:
         """The ``mask`` behind so many characters and the beginning of one more was computed."""
         room = self.room(length)
         if room is not None and room <= self.num_alike and self.least is not None and length >= self.least:
-            self.alike.halves.setdefault((room, half), mask)
+            self.alike.halves.setdefault((min(room, self.far_within), half), mask)
 
     def learn(self, length: int, mask: TokenMask, *, may_end: bool) -> None:
         """The ``mask`` behind so many characters was computed; ``may_end``: it allows the end of the string."""

@@ -21,13 +21,35 @@ if TYPE_CHECKING:
     from worker.text.grammar.places.place import Place
 
 
+class FittingMasks:
+    """What is left of masks where tokens may begin with only so much white space: many places have the same ones."""
+
+    def __init__(self, alphabet: Alphabet, share: Callable[[bytes], TokenMask]) -> None:
+        """``share`` makes a mask of its words, or gives the one that there is of them."""
+        self._alphabet = alphabet
+        self._share = share
+        self._known: dict[tuple[TokenMask, int], TokenMask] = {}
+
+    def forget(self) -> None:
+        """Know none."""
+        self._known.clear()
+
+    def of(self, mask: TokenMask, num_spaces: int) -> TokenMask:
+        """That of ``mask`` for so many characters."""
+        known = self._known.get((mask, num_spaces))
+        if known is None:
+            bits = np.frombuffer(mask.words, np.uint8).copy()
+            fitting = self._alphabet.beginning_with(num_spaces)[: bits.size]
+            bits[: fitting.size] &= fitting
+            known = self._known[mask, num_spaces] = self._share(bits.tobytes())
+        return known
+
+
 @dataclass(slots=True, eq=False)
 class SpaceMasks:
     """The masks between two parts of a document, by how much white space has been written there."""
 
-    alphabet: Alphabet
-    share: Callable[[bytes], TokenMask]
-    """Makes a mask of its words, or gives the one that there is of them."""
+    fitting: FittingMasks
     masks: dict[int, TokenMask] = field(default_factory=dict)
     ends: dict[KnownClosing, bool] = field(default_factory=dict)
     next: dict[int, Place] = field(default_factory=dict, repr=False)
@@ -44,10 +66,7 @@ class SpaceMasks:
         """The mask behind so many characters of white space, if that is known, or one behind fewer is."""
         known = self.masks.get(length)
         if known is None and self.masks and (least := min(self.masks)) < length:
-            words, fitting = bytearray(self.masks[least].words), self.alphabet.beginning_with(MOST_SPACE - length)
-            bits = np.frombuffer(words, np.uint8)[: fitting.size]
-            np.bitwise_and(bits, fitting[: bits.size], out=bits)
-            known = self.masks[length] = self.share(bytes(words))
+            known = self.masks[length] = self.fitting.of(self.masks[least], MOST_SPACE - length)
         return known
 
     def learn(self, length: int, mask: TokenMask) -> None:

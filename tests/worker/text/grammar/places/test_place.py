@@ -45,3 +45,23 @@ def test_where_a_document_is_complete_nothing_needs_to_be_known() -> None:
     one = place()
     one.is_complete = True
     assert one.is_ready(LAST_ID)
+
+
+def test_tokens_that_go_on_with_a_string_or_a_number_are_told_apart_by_what_they_add() -> None:
+    alphabet = Alphabet(tokenizer_of(BYTE_LEVEL))
+    x_id, y_id, quote_id, digit_id, comma_id = (alphabet.of_byte(byte) for byte in b'xy"1,')
+    lengths: dict[int, Place] = {}
+    known = (b'{"a":', b'"', 0, b"{", False)
+    string, longer = (Place(*known, length, alphabet, lengths) for length in (2, 3))
+    lengths |= {2: string, 3: longer}
+    assert string.keys[x_id] == string.keys[y_id] == -1 and string.behind(-1) is longer
+    assert string.keys[quote_id] >= 0 and string.behind(string.keys[quote_id]) is None
+    numbers = [Place(b'{"a":', text, 0, b"{", False, -1, alphabet, {}) for text in (b"1", b"12")]
+    behind: dict[int, Place] = {}
+    for number in numbers:
+        number.begin_number(behind)
+    numbers[0].next[numbers[0].keys[comma_id]] = longer
+    numbers[0].counted[-numbers[0].keys[digit_id]] = numbers[1]
+    assert numbers[1].behind(numbers[1].keys[comma_id]) is longer, "whatever its digits are"
+    assert numbers[0].behind(numbers[0].keys[digit_id]) is numbers[1]
+    assert numbers[1].behind(numbers[1].keys[digit_id]) is None

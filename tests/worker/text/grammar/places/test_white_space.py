@@ -17,7 +17,7 @@ from tests.worker.text.grammar.places.test_document_places import (
 )
 from worker.engine.token_constraint import TokenMask
 from worker.text.grammar.alphabet import Alphabet
-from worker.text.grammar.places.white_space import SpaceMasks
+from worker.text.grammar.places.white_space import FittingMasks, SpaceMasks
 
 NUM_WORDS = -(-tokenizer_of(BYTE_LEVEL).vocab_size // 32)
 PARTS = ['{"a"', '{"a":', '{"a":"x"', '{"a":"x",', "{", '{"a":"x","b":[', '{"a":"x","b":[1', '{"a":"x","b":[true,']
@@ -47,7 +47,8 @@ def test_behind_more_of_it_nothing_is_asked_of_llguidance() -> None:
 
 def test_equal_masks_are_the_same_object_and_one_behind_more_tells_nothing_of_less() -> None:
     made: dict[bytes, TokenMask] = {}
-    masks = SpaceMasks(Alphabet(tokenizer_of(BYTE_LEVEL)), lambda words: made.setdefault(words, TokenMask(words)))
+    alphabet = Alphabet(tokenizer_of(BYTE_LEVEL))
+    masks = SpaceMasks(FittingMasks(alphabet, lambda words: made.setdefault(words, TokenMask(words))))
     assert masks.known(1) is None
     every = TokenMask(b"\xff" * 4 * NUM_WORDS)
     masks.learn(2, every)
@@ -66,3 +67,14 @@ def test_what_a_token_leads_to_is_the_same_behind_any_white_space() -> None:
     assert places[1].space.places == {number: place for number, place in places.items() if number}
     beginning.places.forget()
     assert not places[1].next and not places[1].space.places
+
+
+def test_equal_masks_are_cut_once_wherever_they_are() -> None:
+    fitting = FittingMasks(Alphabet(tokenizer_of(BYTE_LEVEL)), TokenMask)
+    every = TokenMask(b"\xff" * 4 * NUM_WORDS)
+    first, second = SpaceMasks(fitting), SpaceMasks(fitting)
+    first.learn(0, every)
+    second.learn(1, every)
+    assert first.known(5) is second.known(5) is not first.known(4)
+    fitting.forget()
+    assert SpaceMasks(fitting).known(5) is None and fitting.of(every, 3) is not first.known(5)
