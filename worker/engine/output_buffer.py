@@ -66,7 +66,7 @@ class OutputBuffer:
         return self._outputs(due)
 
     def _outputs(self, entries: dict[Sequence | int, TokenOutput | None]) -> list[TokenOutput]:
-        outputs = [self._output(key) if isinstance(key, Sequence) else output for key, output in entries.items()]
+        outputs = [output if isinstance(key, int) else self._output(key) for key, output in entries.items()]
         return [output for output in outputs if output is not None]
 
     def _output(self, sequence: Sequence) -> TokenOutput | None:

@@ -176,10 +176,10 @@ class SynchronousRunner:
         if not rows:
             return {}
         num_words = num_mask_words(logits.shape[1])
-        found = dict(zip(rows, masks_of([sequences[row] for row in rows], num_words), strict=True))
-        masks = [mask for mask in found.values() if isinstance(mask, TokenMask)]
+        found = masks_of([sequences[row] for row in rows], num_words)
+        masks = [mask for mask in found if isinstance(mask, TokenMask)]
         words = np.frombuffer(b"".join([mask.words for mask in masks]), np.uint32).reshape(-1, num_words)
-        numbers, errors = number_rows(found, {mask: number for number, mask in enumerate(masks)}, len(sequences))
+        numbers, errors = number_rows(rows, found, {mask: number for number, mask in enumerate(masks)}, len(sequences))
         mask_logits(logits, numbers, words, out=logits)
         return errors
 

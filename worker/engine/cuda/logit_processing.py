@@ -58,8 +58,13 @@ class Drawing:
 
     def __init__(self, sequences: Mapping[int, Sequence]) -> None:
         self.constrained = [(row, each) for row, each in sequences.items() if each.constraint is not None]
-        self.wanted = [(row, sequence.sampling.logprobs) for row, sequence in sequences.items()]
-        self.reports = any(num_top is not None for _, num_top in self.wanted)
+        tops = [(row, sequence.sampling.logprobs) for row, sequence in sequences.items()]
+        self.wanted = [(row, num_top) for row, num_top in tops if num_top is not None]
+
+    @property
+    def reports(self) -> bool:
+        """Whether anybody wants log probabilities."""
+        return bool(self.wanted)
 
 
 def mask_bytes(max_rows: int, vocab_size: int) -> int:
@@ -88,17 +93,17 @@ class LogitMasker:
         self._slots.clear()
         self._is_clear = False
 
-    def send(self, sequences: Mapping[int, Sequence]) -> dict[int, OrcdError]:
+    def send(self, rows: Series[int], sequences: Series[Sequence]) -> dict[int, OrcdError]:
         """Enqueue that their masks are on the device; the errors of rows that can draw nothing.
 
-        ``sequences`` are those with a constraint, by their rows of logits. They are asked here, while the device is
+        ``sequences`` are those with a constraint, each with its row of logits. They are asked here, while the device is
         still at work on what was enqueued before.
         """
         if not sequences and self._is_clear:
             return {}
-        found = dict(zip(sequences, masks_of(list(sequences.values()), self._num_words), strict=True))
-        self._place([mask for mask in found.values() if isinstance(mask, TokenMask)])
-        numbers, errors = number_rows(found, self._slots.numbers, self._numbers.shape[0])
+        found = masks_of(sequences, self._num_words)
+        self._place([mask for mask in found if isinstance(mask, TokenMask)])
+        numbers, errors = number_rows(rows, found, self._slots.numbers, self._numbers.shape[0])
         staging = self._number_uploads.take()
         staging.view(np.int32)[:] = numbers
         self._number_uploads.send(numbers.nbytes, view(self._numbers, 0, (numbers.nbytes,), np.uint8))

@@ -98,7 +98,7 @@ class CudaRunner:
         with _named_errors():
             self._count_rows()
             empty_rows(device.ops, self._rows, self._uploads, limits.block_tokens)
-            self._logit_masker.send({})
+            self._logit_masker.send([], [])
             self._graphs = DecodeGraphs(
                 model, self._cache, self._rows, limits.block_tokens, draw, buffers.prefixes, host_ids, capture=capture
             )
@@ -248,8 +248,8 @@ class CudaRunner:
 
     def _send_masks(self, drawing: Drawing, void: Collection[Sequence]) -> Mapping[int, OrcdError]:
         """The errors of rows that can draw nothing, but for those of which nobody needs anything."""
-        needed = [(row, each) for row, each in drawing.constrained if each.finish_reason is None and each not in void]
-        return self._logit_masker.send(dict(needed))
+        needed = [each for each in drawing.constrained if each[1].finish_reason is None and each[1] not in void]
+        return self._logit_masker.send([row for row, _ in needed], [sequence for _, sequence in needed])
 
     def _fetch_reports(self, drawing: Drawing, num_rows: int, num_prompt_rows: int = 0) -> Reports | None:
         """What the first ``num_rows`` rows report, and those of prompts behind them, if anybody asked for it."""

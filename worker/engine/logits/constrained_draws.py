@@ -32,30 +32,27 @@ def take_draws(chunks: list[Chunk], results: Results, may_wait: Callable[[], boo
 
     With ``may_wait`` they take all that takes a moment, and the others one by one as long as that says so.
     """
-    # In comprehensions, as there are hundreds.
     ids = results.ids if isinstance(results, DrawnTokens) else [_drawn_id(each) for each in results]
-    of_bound = [
-        (number, (constraint, token_id, sequence.most_tokens - len(sequence.token_ids)))
-        for number, ((sequence, _, _), token_id) in enumerate(zip(chunks, ids, strict=True))
-        if (constraint := sequence.constraint) is not None and token_id is not None and sequence.finish_reason is None
-    ]
-    batches = by_batch(of_bound)
+    drawn: list[Drawn] = []
+    numbers: list[int] = []
+    for number, ((sequence, _, _), token_id) in enumerate(zip(chunks, ids, strict=True)):
+        constraint = sequence.constraint
+        if constraint is not None and token_id is not None and sequence.finish_reason is None:
+            numbers.append(number)
+            drawn.append((constraint, token_id, sequence.most_tokens - len(sequence.token_ids)))
     changed: dict[int, int | Exception | None] = {}
-    ended: list[Sequence] = []
-    for batch, asked in batches.items():
-        numbers, drawn = [number for number, _ in asked], [each for _, each in asked]
+    for batch, indices in by_batch(drawn).items():
+        of_batch = drawn if len(indices) == len(drawn) else [drawn[index] for index in indices]
         taken: Series[int | Exception | None]
         if batch is None:
-            taken = [take_alone(each) for each in drawn]
+            taken = [take_alone(each) for each in of_batch]
         elif may_wait is None:
-            taken = batch.take(drawn)
+            taken = batch.take(of_batch)
         else:
-            taken = _taken_in_time(batch, drawn, may_wait)
-        drawn_ids = [token_id for _, token_id, _ in drawn]
-        if taken != drawn_ids:
-            pairs = zip(numbers, drawn_ids, taken, strict=True)
-            changed.update({number: appended for number, token_id, appended in pairs if appended != token_id})
-        ended += [chunks[number].sequence for number, each in zip(numbers, drawn, strict=True) if each[0].is_complete]
+            taken = _taken_in_time(batch, of_batch, may_wait)
+        pairs = zip(indices, of_batch, taken, strict=True)
+        changed.update({numbers[index]: appended for index, each, appended in pairs if appended != each[1]})
+    ended = [chunks[numbers[index]].sequence for index, each in enumerate(drawn) if each[0].is_complete]
     if not changed:
         return TakenDraws(results, (), ended)
     others = [chunks[each].sequence for each in changed]

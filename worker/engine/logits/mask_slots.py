@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Series
 from typing import cast
 
 import numpy as np
@@ -59,18 +60,17 @@ class MaskSlots:
 
 
 def number_rows(
-    found: Mapping[int, TokenMask | int | OrcdError], slots: Mapping[TokenMask, int], num_rows: int
+    rows: Series[int], found: Series[TokenMask | int | OrcdError], slots: Mapping[TokenMask, int], num_rows: int
 ) -> tuple[NDArray[np.int32], dict[int, OrcdError]]:
     """What `kernels.reference.sampling.mask_logits` is told of ``num_rows``, and the errors of rows.
 
-    ``found``: of some rows a mask, the only id that may be drawn, or why there is none.
+    ``found``: of ``rows`` a mask, the only id that may be drawn, or why there is none.
     """
     numbers, errors = np.full(num_rows, ANY_ID, np.int32), {}
     known = cast("Mapping[object, int]", slots)
-    of_found = [known.get(mask, -1) for mask in found.values()]
-    rows = list(found)
+    of_found = [known.get(mask, -1) for mask in found]
     for index in [index for index, number in enumerate(of_found) if number < 0]:
-        said = found[rows[index]]
+        said = found[index]
         assert not isinstance(said, TokenMask), "a mask that is not in the table"
         of_found[index] = encode_only_id(said if isinstance(said, int) else NO_ID)
         if isinstance(said, OrcdError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from collections.abc import Sequence as Series
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -37,31 +37,37 @@ def masks_of(sequences: Series[Sequence], num_words: int) -> list[TokenMask | in
 
     Or why it can draw nothing.
     """
-    found: list[TokenMask | int | OrcdError] = [0] * len(sequences)
-    of_bound = [
-        (index, (constraint, sequence.most_tokens - len(sequence.token_ids)))
-        for index, sequence in enumerate(sequences)
+    asked = [
+        (constraint, sequence.most_tokens - len(sequence.token_ids))
+        for sequence in sequences
         if (constraint := sequence.constraint) is not None
     ]
-    assert len(of_bound) == len(sequences), "a mask for a sequence that draws from all ids"
-    for batch, asked in by_batch(of_bound).items():
-        each_asked = [each for _, each in asked]
-        masks = [_mask_alone(*each, num_words) for each in each_asked] if batch is None else batch.masks(each_asked)
-        for (index, _), mask in zip(asked, masks, strict=True):
-            found[index] = constraint_error(mask) if isinstance(mask, Exception) else mask
+    assert len(asked) == len(sequences), "a mask for a sequence that draws from all ids"
+    found: list[TokenMask | int | Exception] = [0] * len(asked)
+    for batch, indices in by_batch(asked).items():
+        of_batch = [asked[index] for index in indices]
+        masks: list[TokenMask | int | Exception]
+        masks = [_mask_alone(*each, num_words) for each in of_batch] if batch is None else batch.masks(of_batch)
+        if len(masks) == len(asked):
+            found = masks
+            break
+        for index, mask in zip(indices, masks, strict=True):
+            found[index] = mask
+    for index in [index for index, mask in enumerate(found) if isinstance(mask, Exception)]:
+        found[index] = constraint_error(cast(Exception, found[index]))
+    known = cast("list[TokenMask | int | OrcdError]", found)
     for index in [index for index, sequence in enumerate(sequences) if sequence.sampling.min_tokens]:
-        found[index] = (
-            without(found[index], sequences[index].banned_ids) if sequences[index].banned_ids else found[index]
-        )
-    return found
+        banned_ids = sequences[index].banned_ids
+        known[index] = without(known[index], banned_ids) if banned_ids else known[index]
+    return known
 
 
-def by_batch(asked: list[tuple[int, Each]]) -> dict[ConstraintBatch | None, list[tuple[int, Each]]]:
-    """What constraints are asked for, each with a number, by what asks them together; mostly that is one for all."""
-    batches = [each[0].batch for _, each in asked]
+def by_batch(asked: Series[Each]) -> dict[ConstraintBatch | None, Series[int]]:
+    """Which of what constraints are ``asked`` for is asked together, and by what; mostly that is one for all."""
+    batches = [each[0].batch for each in asked]
     if len(found := set(batches)) < 2:
-        return dict.fromkeys(found, asked)
-    return {each: [one for one, batch in zip(asked, batches, strict=True) if batch == each] for each in found}
+        return dict.fromkeys(found, range(len(asked)))
+    return {each: [index for index, batch in enumerate(batches) if batch == each] for each in found}
 
 
 def _mask_alone(constraint: TokenConstraint, num_left: int, num_words: int) -> TokenMask | Exception:

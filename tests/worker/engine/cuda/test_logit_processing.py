@@ -47,7 +47,7 @@ def test_masks_leave_what_the_reference_leaves_of_constrained_rows_alone(num_ste
     logits = np.random.default_rng(0).normal(size=(num_steps, 4, 40)).astype(np.float32)
     expected = logits.copy()
     for step in logits:
-        assert masker.send(sequences) == {}
+        assert masker.send([*sequences], [*sequences.values()]) == {}
         masker.apply(step)
     np.testing.assert_array_equal(logits[-1], expected[-1])  # the device has not come to it yet
     device.run_until(len(device._queue))
@@ -65,13 +65,13 @@ def make_masker(device: LateDevice, *, max_rows: int, vocab_size: int) -> LogitM
 def test_that_there_are_no_masks_is_sent_once_until_there_were_some():
     device = LateDevice()
     masker = make_masker(device, max_rows=2, vocab_size=8)
-    masker.send({})
-    masker.send({})
+    masker.send([], [])
+    masker.send([], [])
     assert device.num_uploads == 1
     constrained = sequence([1], [0])
     constrained.constraint = BracketConstraint(9)
-    masker.send({1: constrained})
-    masker.send({})
+    masker.send([1], [constrained])
+    masker.send([], [])
     assert device.num_uploads == 4
     logits = np.ones((2, 8), np.float32)
     masker.apply(logits)
@@ -85,7 +85,7 @@ def test_rows_that_can_draw_nothing_are_told_by_their_number():
     sequences = {1: sequence([1], [0]), 2: sequence([1], [0])}
     sequences[1].constraint, sequences[2].constraint = BracketConstraint(9), FailingConstraint("write_mask")
     logits = np.zeros((3, 8), np.float32)
-    assert list(masker.send(sequences)) == [2]
+    assert list(masker.send([*sequences], [*sequences.values()])) == [2]
     masker.apply(logits)
     device.run_until(len(device._queue))
     assert (logits[2] == -np.inf).all()
@@ -114,7 +114,7 @@ def test_a_mask_that_rows_have_again_is_not_sent_again_and_one_that_had_to_make_
         if step >= 20:  # others each time
             kept.answers = [TokenMask(mask.words) for mask in kept.answers] if step % 2 else kept.answers
         logits, before = np.zeros((2, 40), np.float32), device.num_uploads
-        assert masker.send(sequences) == {}
+        assert masker.send([*sequences], [*sequences.values()]) == {}
         masker.apply(logits)
         device.run_until(len(device._queue))
         expected = [[each.num_left % 32] for each in sequences.values()]
@@ -127,12 +127,12 @@ def test_a_mask_that_rows_have_again_is_not_sent_again_and_one_that_had_to_make_
 def test_an_id_that_alone_may_come_needs_no_mask():
     device = LateDevice()
     masker = make_masker(device, max_rows=2, vocab_size=40)
-    masker.send({})
+    masker.send([], [])
     constrained = sequence([1], [0])
     constrained.constraint = BracketConstraint(9)
     constrained.constraint.batch = KeptMasks([33])
     before, logits = device.num_uploads, np.zeros((2, 40), np.float32)
-    assert masker.send({1: constrained}) == {}
+    assert masker.send([1], [constrained]) == {}
     assert device.num_uploads == before + 1
     masker.apply(logits)
     device.run_until(len(device._queue))
@@ -148,10 +148,10 @@ def test_after_a_failure_masks_are_sent_anew():
     constrained.constraint.batch = KeptMasks([TokenMask(np.array([2, 0], np.uint32).tobytes())])
     device.uploads_left = 0
     with pytest.raises(ValueError, match="secret"):
-        masker.send({0: constrained})
+        masker.send([0], [constrained])
     masker.forget()
     logits = np.zeros((2, 40), np.float32)
-    masker.send({0: constrained})
+    masker.send([0], [constrained])
     masker.apply(logits)
     device.run_until(len(device._queue))
     assert np.flatnonzero(np.isfinite(logits[0])).tolist() == [1]

@@ -43,7 +43,7 @@ def test_after_it_was_cleared_all_are_sent_again() -> None:
 
 def test_rows_are_told_their_masks_their_only_ids_or_that_they_have_none() -> None:
     first, second, error = mask(1), mask(2), OrcdError("no")
-    numbers, errors = number_rows({0: second, 2: 33, 3: error, 5: first}, {first: 7, second: 9}, 6)
+    numbers, errors = number_rows([0, 2, 3, 5], [second, 33, error, first], {first: 7, second: 9}, 6)
     assert numbers.dtype == np.int32
     assert numbers[[0, 1, 4, 5]].tolist() == [9, ANY_ID, ANY_ID, 7]
     assert [decode_only_id(int(numbers[row])) for row in (2, 3)] == [33, NO_ID]
