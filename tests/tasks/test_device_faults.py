@@ -61,11 +61,11 @@ def play(tmp_path: Path, fault: Path) -> Play:
 
 
 def test_a_worker_whose_memory_is_not_where_it_must_be_takes_no_job_until_it_is(
-    redis_url: str, demo_model: Path, tmp_path: Path, fault: Path, play: Play
+    redis_url: str, shallow_model: Path, tmp_path: Path, fault: Path, play: Play
 ) -> None:
     variables = play(residency="['kv cache is managed memory'] if os.path.exists({fault!r}) else []")
     fault.touch()
-    worker = WorkerProcess(redis_url, demo_model, tmp_path, ORCD_VRAM_CHECK_S="1", **variables)
+    worker = WorkerProcess(redis_url, shallow_model, tmp_path, ORCD_VRAM_CHECK_S="1", **variables)
     with worker, Client(redis_url) as client:
         worker.wait_for("unhealthy")
         (problem,) = worker.events("error")
@@ -88,10 +88,10 @@ def test_a_worker_whose_memory_is_not_where_it_must_be_takes_no_job_until_it_is(
     ids=["an error that sticks", "a step that hangs"],
 )
 def test_the_engine_is_replaced_and_its_jobs_end_as_if_nothing_had_been(
-    redis_url: str, demo_model: Path, tmp_path: Path, fault: Path, play: Play, step: str, code: str, message: str
+    redis_url: str, shallow_model: Path, tmp_path: Path, fault: Path, play: Play, step: str, code: str, message: str
 ) -> None:
     variables = play(step=step) | {"ORCD_ENGINE_STEP_TIMEOUT_S": "60" if message else "2"}
-    with WorkerProcess(redis_url, demo_model, tmp_path, **variables) as worker, Client(redis_url) as client:
+    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker, Client(redis_url) as client:
         undisturbed = client.result(client.submit(**LONG), timeout=60)
         first_engine = worker.engine_pid
         with held_engine(tmp_path):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from orcd.client import Client
 from tasks.app import create_app
 from tasks.local.redis_server import _free_port
 from tests.conftest import wait_until
+from tests.orcd.cli.command_line import run_apart
 from tests.orcd.gateway.gateway_process import GatewayProcess
 from tests.orcd.redis_servers import ConfiguredServer
 from tests.tasks.slow_engine import slow_engine
@@ -183,6 +183,5 @@ def _use_gateway(url: str, folder: Path) -> None:
 
 
 def _run_command(url: str, *arguments: str) -> None:
-    command = [sys.executable, "-m", "orcd", *arguments, "--redis", url]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    code, _, err = run_apart([*arguments, "--redis", url], Path.cwd(), os.environ)
+    assert code == 0, err

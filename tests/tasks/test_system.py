@@ -52,10 +52,10 @@ def _follow(url: str, job_id: str, into: list[Event]) -> None:
             into.append(event)  # noqa: PERF402 - as they come
 
 
-def test_two_hundred_mixed_jobs_are_all_accounted_for(redis_url: str, demo_model: Path, tmp_path: Path) -> None:
+def test_two_hundred_mixed_jobs_are_all_accounted_for(redis_url: str, shallow_model: Path, tmp_path: Path) -> None:
     requests = _mixed_requests()
     slow = slow_engine(tmp_path, 0.0)
-    with WorkerProcess(redis_url, demo_model, tmp_path, by_exec=True, **slow), Client(redis_url) as client:
+    with WorkerProcess(redis_url, shallow_model, tmp_path, by_exec=True, **slow), Client(redis_url) as client:
         with held_engine(tmp_path):
             job_ids = client.submit_many(requests)
             streamed: dict[str, list[Event]] = {job_id: [] for job_id in job_ids[:NUM_STREAMED]}

@@ -59,7 +59,12 @@ class Finished(NamedTuple):
 def run_apart(arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Finished:
     """`run_with_program` in a folder and with an environment of its own, as a process would have them."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
-    with patch.dict(os.environ, environment, clear=True), chdir(folder), redirect_stdout(out), redirect_stderr(err):
+    with (
+        patch.dict(os.environ, dict(environment), clear=True),
+        chdir(folder),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
         code = run_with_program(arguments)
     return Finished(code, *(each.buffer.getvalue().decode() for each in (out, err)))  # type: ignore[attr-defined]
 
