@@ -149,23 +149,6 @@ def test_the_command_is_the_process_itself(demo_model: Path) -> None:
         assert process.returncode == 130
 
 
-def test_a_reader_that_has_seen_enough_ends_a_command_quietly(demo_model: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "orcd", "tokenize", str(demo_model), "--jsonl"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin and process.stdout and process.stderr
-    process.stdin.write(b'{"text": "a"}\n')
-    process.stdin.flush()
-    assert process.stdout.readline()
-    process.stdout.close()
-    with process.stdin:
-        process.stdin.write(b'{"text": "b"}\n' * 10)
-    with process.stderr:
-        assert process.stderr.read() == b""
-    assert process.wait(60) == 1
-
-
 def test_a_worker_that_cannot_start_exits_with_one(redis_url: str, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(b"GGUF")

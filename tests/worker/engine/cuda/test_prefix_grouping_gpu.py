@@ -9,8 +9,9 @@ import pytest
 
 from kernels.batch import PrefixGroups
 from tests.worker.engine.cuda.gpu_engine import OF_THE_KIT, engine
-from tests.worker.engine.cuda.test_runner_gpu import assert_same, generate
+from tests.worker.engine.cuda.test_runner_gpu import assert_same
 from tests.worker.engine.cuda.test_runner_gpu import model as model  # the fixture
+from tests.worker.engine.test_equivalence import generate
 from worker.contract import Add, Choice, Sampling
 from worker.engine.cuda.prefix_grouping import PrefixGrouping
 

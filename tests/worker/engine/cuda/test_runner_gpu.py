@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.worker.engine.bracket_constraint import constraint_of
 from tests.worker.engine.cuda.gpu_engine import MODELS, engine, open_planned, traffic
+from tests.worker.engine.test_equivalence import generate
 from tests.worker.logprob_records import read
 from worker.contract import Abort, Add, Choice, Sampling, TokenOutput
 from worker.engine.engine import Engine
@@ -22,19 +22,6 @@ pytestmark = pytest.mark.gpu
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with open_planned(request.param, tmp_path_factory.mktemp("model")) as planned:
         yield planned
-
-
-def generate(adds: list[Add], machine: Engine) -> dict[tuple[str, int], tuple[int, ...]]:
-    for add in adds:
-        machine.add(add, constraint_of(add))
-    ids: dict[tuple[str, int], tuple[int, ...]] = {}
-    while machine.has_work:
-        for output in machine.step():
-            assert output.finish_reason != "error", output.error_message
-            key = output.request_id, output.choice
-            ids[key] = ids.get(key, ()) + output.ids
-        machine.check_invariants()
-    return ids
 
 
 def assert_same(actual: dict, expected: dict) -> None:
