@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -32,9 +32,10 @@ from orcd.store.commands.job_reading import pipeline_of_page, pipeline_of_status
 from orcd.store.commands.redis_script import AsyncRedisScript
 from orcd.store.commands.script_pipeline import ScriptPipeline
 from orcd.store.commands.subscription_pool import SubscriptionPool
+from orcd.store.commands.timed_redis import answer_in_time
 from orcd.store.enqueue import Publisher
 from orcd.store.event_stream import EventStream
-from orcd.store.redis_connection import ANSWER_TIMEOUT_S, connect_async, redis_errors
+from orcd.store.redis_connection import connect_async, redis_errors
 from orcd.store.submission import (
     Lifetime,
     Submission,
@@ -48,20 +49,6 @@ from orcd.store.submission import (
 from orcd.store.token_log import usable
 
 __all__ = ["AsyncClient"]
-
-
-@asynccontextmanager
-async def answer_in_time() -> AsyncGenerator[None, None]:
-    """Bound the time that Redis may take.
-
-    redis-py's own socket_timeout is of no use here: it calls asyncio.wait_for, which on Python 3.11 may swallow the
-    cancellation of a task that just then gets its answer; the task then goes on for ever.
-    """
-    try:
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            yield
-    except TimeoutError:
-        raise redis.TimeoutError(f"no answer within {ANSWER_TIMEOUT_S} s") from None
 
 
 class AsyncClient:
@@ -156,29 +143,25 @@ class AsyncClient:
         """See `Client.statuses`."""
         pipeline = pipeline_of_statuses(self._scripts["look"], job_ids, self._prefix)
         with redis_errors(self._settings):
-            async with answer_in_time():
-                return read_statuses(job_ids, await pipeline.execute_async(self._redis, raise_on_error=False))
+            return read_statuses(job_ids, await pipeline.execute_async(self._redis, raise_on_error=False))
 
     async def cancel(self, job_id: str) -> str:
         """See `Client.cancel`."""
         arguments = cancellation(check_job_id(job_id))
         with redis_errors(self._settings):
-            async with answer_in_time():
-                return state_of(job_id, await self._scripts["cancel"]([], arguments))
+            return state_of(job_id, await self._scripts["cancel"]([], arguments))
 
     async def workers(self) -> list[WorkerStatus]:
         """See `Client.workers`."""
         with redis_errors(self._settings):
-            async with answer_in_time():
-                return WorkerStatus.read_all(await self._scripts["workers"]([], []))
+            return WorkerStatus.read_all(await self._scripts["workers"]([], []))
 
     async def queues(self) -> list[QueueStatus]:
         """See `Client.queues`."""
         tally = QueueTally()
         with redis_errors(self._settings):
             while tally.arguments:
-                async with answer_in_time():
-                    tally.add(await self._scripts["queues"]([], tally.arguments))
+                tally.add(await self._scripts["queues"]([], tally.arguments))
         return tally.queues(await self.workers())
 
     async def jobs(self, state: str | None = None, model: str | None = None, limit: int = 1000) -> list[JobSummary]:
@@ -186,8 +169,7 @@ class AsyncClient:
         found = JobList(state, model, limit)
         with redis_errors(self._settings):
             while found.arguments:
-                async with answer_in_time():
-                    found.add(await self._scripts["jobs"]([], found.arguments))
+                found.add(await self._scripts["jobs"]([], found.arguments))
         return found.jobs()
 
     async def wait_estimate(self, job_id: str) -> WaitEstimate:
@@ -195,8 +177,7 @@ class AsyncClient:
         status, count = await self.status(job_id), WaitCount(job_id)
         with redis_errors(self._settings):
             while count.arguments:
-                async with answer_in_time():
-                    count.add(await self._scripts["ahead"]([], count.arguments))
+                count.add(await self._scripts["ahead"]([], count.arguments))
         return count.estimate(status, await self.workers())
 
     async def _write(self, batch: Sequence[Submission], stored: list[str]) -> None:
@@ -204,8 +185,7 @@ class AsyncClient:
             await asyncio.to_thread(self._publisher.open)
         pipeline = ScriptPipeline.of(self._scripts["submit"], submit_arguments(batch, self._publisher))
         with redis_errors(self._settings):
-            async with answer_in_time():
-                answers = await pipeline.execute_async(self._redis)
+            answers = await pipeline.execute_async(self._redis)
         if left := messages_left(batch, answers):  # kombu has no asyncio producer
             await asyncio.to_thread(self._publisher.announce, left)
         add_stored(stored, batch, answers)
@@ -238,8 +218,7 @@ class AsyncClient:
         start = stream.log_start
         while start:
             pipeline = pipeline_of_page(self._scripts["look"], stream.job_id, start, self._prefix)
-            async with answer_in_time():
-                look, entries = await pipeline.execute_async(self._redis, raise_on_error=False)
+            look, entries = await pipeline.execute_async(self._redis, raise_on_error=False)
             events, start = stream.replayed(start, Look.read(stream.job_id, look), usable(entries))
             for event in events:
                 yield event

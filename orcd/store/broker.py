@@ -27,8 +27,9 @@ from redis.retry import Retry
 from orcd.settings import ClientSettings
 from orcd.store import schema
 from orcd.store.commands.redis_script import RedisScript
+from orcd.store.commands.timed_redis import ANSWER_TIMEOUT_S
 from orcd.store.redis_address import RedisAddress
-from orcd.store.redis_connection import ANSWER_TIMEOUT_S, HEALTH_CHECK_S, connection_class, has_wrong_type, make_pool
+from orcd.store.redis_connection import HEALTH_CHECK_S, connection_class, has_wrong_type, make_pool
 
 log = logging.getLogger(__name__)
 

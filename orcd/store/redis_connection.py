@@ -27,10 +27,10 @@ from redis.sentinel import (
 
 from orcd.errors import RedisUnavailable
 from orcd.settings import ClientSettings
+from orcd.store.commands.timed_redis import ANSWER_TIMEOUT_S, TimedRedis
 from orcd.store.redis_address import RedisAddress
 
 CONNECT_TIMEOUT_S = 5
-ANSWER_TIMEOUT_S = 15
 SENTINEL_TIMEOUT_S = 1
 """A sentinel that does not answer for so long is passed over."""
 NUM_RETRIES = 3
@@ -58,7 +58,7 @@ def connect(settings: ClientSettings, retry: Retry | None = None) -> redis.Redis
 
 
 def connect_async(settings: ClientSettings) -> redis.asyncio.Redis:
-    """`connect` for asyncio. The caller bounds the time that an answer may take.
+    """`connect` for asyncio.
 
     Raises `InvalidRequest` on a malformed URL.
     """
@@ -69,11 +69,11 @@ def connect_async(settings: ClientSettings) -> redis.asyncio.Redis:
         "redis_connect_func": _greet_async,
     }
     if address.master:
-        return redis.asyncio.Redis.from_pool(_AsyncSentinelPool(address, **options))
+        return TimedRedis.from_pool(_AsyncSentinelPool(address, **options))
     kind: type[Any] = async_connection.SSLConnection if address.uses_tls else async_connection.Connection
     if address.path:
         kind = async_connection.UnixDomainSocketConnection
-    return redis.asyncio.Redis.from_pool(_AsyncPool(connection_class=kind, **options))
+    return TimedRedis.from_pool(_AsyncPool(connection_class=kind, **options))
 
 
 def make_pool(address: RedisAddress, *, retry: Retry, socket_timeout: float, **options: Any) -> redis.ConnectionPool:

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from orcd import async_client
 from orcd.async_client import AsyncClient
 from orcd.errors import RedisUnavailable
 from orcd.events import Queued
+from orcd.store.commands import timed_redis
 from tasks.local.redis_server import RedisServer
 from tests.orcd.redis_servers import standing_still
 
@@ -17,7 +17,7 @@ from tests.orcd.redis_servers import standing_still
 def test_a_redis_that_stands_still_while_a_stream_connects_again_ends_it_in_time(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(async_client, "ANSWER_TIMEOUT_S", 2.5)
+    monkeypatch.setattr(timed_redis, "ANSWER_TIMEOUT_S", 2.5)
 
     async def main() -> None:
         async with AsyncClient(redis_server.url, reconnect_s=1) as client:

@@ -9,7 +9,10 @@ import redis
 
 from orcd.gateway import endpoint
 from orcd.store import schema
+from orcd.store.commands import timed_redis
+from tasks.local.redis_server import RedisServer
 from tests.orcd.gateway.conftest import NO_TLS, StartGateway
+from tests.orcd.redis_servers import standing_still
 
 CHAT: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "CANARY"}]}
 
@@ -139,3 +142,14 @@ def test_a_redis_that_is_away_is_a_503(start_gateway: StartGateway, redis_url: s
         for response in (http.get("/models"), http.post("/chat/completions", json=CHAT), http.get("/../health")):
             assert response.status_code == 503
             assert response.json()["error"]["code"] == "redis_unavailable"
+
+
+@pytest.mark.parametrize("path", ["/../health", "/batches", f"/responses/resp_{'0' * 32}", "/models"])
+def test_a_redis_that_stands_still_is_a_503_in_time(
+    start_gateway: StartGateway, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(timed_redis, "ANSWER_TIMEOUT_S", 0.5)
+    url = start_gateway(redis_url=redis_server.url)
+    with standing_still(redis_server), httpx.Client(base_url=url, timeout=20, verify=NO_TLS) as http:
+        response = http.get(path)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "redis_unavailable")
