@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,8 +14,11 @@ from celery.worker import state
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from orcd.cli.command_line import report_error
+from orcd.errors import InvalidRequest
 from orcd.store.backoff import Backoff
 from tasks.celery_ext.message import Unreadable, read_task
+from tasks.celery_ext.pool import Pool
 from tasks.celery_ext.request import Request
 
 FLUSH_S = 0.1
@@ -44,6 +48,9 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
     connection: Any
 
     def __init__(self, on_task_request: Callable[[Any], None], *args: Any, **kwargs: Any) -> None:
+        if not isinstance(kwargs.get("pool"), Pool):  # Celery takes -P's word over the configuration's
+            text = "--pool: a worker of orcd has a pool of its own, one engine's; leave the option out"
+            sys.exit(report_error(InvalidRequest(text)))
         self._run_request = on_task_request
         self._is_away = False
         self._progress_part = 0

@@ -60,6 +60,16 @@ def test_celery_finds_the_app_in_the_package(monkeypatch: pytest.MonkeyPatch) ->
         default_app.cache_clear()
 
 
+@pytest.mark.parametrize("pool", ["solo", "threads"])
+def test_celery_says_in_one_line_that_a_worker_has_a_pool_of_its_own(pool: str) -> None:
+    command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--pool", pool]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "orcd: INVALID_REQUEST: --pool: a worker of orcd has a pool of its own, one engine's; leave the option out\n",
+    )
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
