@@ -46,7 +46,7 @@ class Assessment:
         self._seen = seen
         self._staged = staged
         self._bound_s = lease_s + KILL_MARGIN_S
-        self._met = [[fault for fault in staged if fault.concerns(each.submitted_s, each.ended_s)] for each in seen]
+        self._met = [[fault for fault in staged if fault.concerns(each.asked_s, each.ended_s)] for each in seen]
         self._outcomes = [self._outcome(each, met) for each, met in zip(seen, self._met, strict=True)]
         self._recoveries = [list(self._recoveries_of(each, met)) for each, met in zip(seen, self._met, strict=True)]
 
@@ -138,7 +138,7 @@ class Assessment:
         if seen.kind in TEXT_KINDS:
             latest_s = seen.arrivals[0] if seen.arrivals else seen.ended_s
         is_batch = seen.kind == "orcd batch"
-        return any(staged.forgot(seen.submitted_s, latest_s) or (is_batch and staged.forgets) for staged in met)
+        return any(staged.forgot(seen.asked_s, latest_s) or (is_batch and staged.forgets) for staged in met)
 
     def _fault_row(self, name: str) -> Row:
         row = Row(name, sum(staged.name == name for staged in self._staged))

@@ -105,7 +105,7 @@ class Suite:
     def _is_hopeless(self, seen: Seen) -> bool:
         """Whether a Celery message was forgotten with Redis's last moments: nobody can know of it."""
         return seen.kind.startswith("Celery") and any(
-            staged.forgot(seen.submitted_s, seen.submitted_s) for staged in self._run.staged
+            staged.forgot(seen.asked_s, seen.submitted_s) for staged in self._run.staged
         )
 
     def _stage_all(self, phase: Phase, scene: Scene) -> None:

@@ -10,7 +10,8 @@ from tests.chaos.faults.fault import Staged
 def stream(
     *arrivals: float, error: str = "", submitted_s: float = 10.0, kind: str = "events", job_id: str = "j"
 ) -> Seen:
-    return Seen(kind, "m", job_id, submitted_s, (arrivals or (30.0,))[-1], list(arrivals), error=error)
+    ended_s = (arrivals or (30.0,))[-1]
+    return Seen(kind, "m", job_id, submitted_s, submitted_s, ended_s, list(arrivals), error=error)
 
 
 def rollback() -> Staged:
@@ -40,8 +41,15 @@ def test_what_redis_forgot_may_be_said_in_an_error() -> None:
     lost = stream(submitted_s=19.0, kind="Celery message")
     lost.problem = "lost"
     assert outcome(lost, rollback()) == "honest"
-    lost.submitted_s = 10.0
+    lost.asked_s = lost.submitted_s = 10.0
     assert outcome(lost, rollback()) == "lost"
+
+
+def test_a_client_may_note_late_that_redis_took_its_job() -> None:
+    seen = stream(25.0, error="INVALID_REQUEST", submitted_s=22.0)
+    assert outcome(seen, rollback()) == "failed", "it was submitted after that"
+    seen.asked_s = 19.9
+    assert outcome(seen, rollback()) == "honest"
 
 
 def test_wrong_text_is_never_excused() -> None:

@@ -76,6 +76,7 @@ class AsyncClients:
     async def _submit(self, case: Case, seen: Seen) -> None:
         end = time.monotonic() + AWAY_S
         while True:
+            seen.asked_s = time.monotonic()
             try:
                 await self._client.submit(job_id=seen.job_id, **case.fields)
                 seen.submitted_s = time.monotonic()

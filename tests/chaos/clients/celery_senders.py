@@ -133,6 +133,7 @@ class CelerySenders:
         """Send it, again if Redis is away: the ids are its own, so that this is harmless."""
         end = time.monotonic() + AWAY_S
         while True:
+            seen.asked_s = time.monotonic()
             try:
                 signature.apply_async()
                 seen.submitted_s = time.monotonic()

@@ -68,7 +68,8 @@ class _Clients:
         return name, method, chance.sample(cases, len(cases))
 
     def begin(self, place: str, number: int, kind: str, model: str) -> Seen:
-        seen = Seen(kind, model, f"{place}-{number}", submitted_s=time.monotonic())
+        now = time.monotonic()
+        seen = Seen(kind, model, f"{place}-{number}", asked_s=now, submitted_s=now)
         self._reports.put(Report(place, seen, is_over=False))
         return seen
 

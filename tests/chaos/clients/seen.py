@@ -16,6 +16,7 @@ Answer = tuple[Choice, ...]
 class Seen:
     """Times are of `time.monotonic`, which all processes of a machine share.
 
+    Redis took its job between ``asked_s``, when it was last submitted, and ``submitted_s``, when that was answered.
     ``problem`` is "wrong" (another text, other ids, a hole), "doubled" (a token index twice), "lost" (no end in time)
     or "hung" (the client itself did not come back), and ``detail`` says more. ``error`` is the code that the job ended
     with, unless it succeeded. ``may_fail`` has the codes that this client must expect, as it cancels, for example.
@@ -25,6 +26,7 @@ class Seen:
     kind: str
     model: str
     job_id: str
+    asked_s: float = 0.0
     submitted_s: float = 0.0
     ended_s: float = 0.0
     arrivals: list[float] = field(default_factory=list)

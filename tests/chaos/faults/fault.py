@@ -35,10 +35,6 @@ class Scene:
         return self.chance.choice(running) if running else None
 
 
-ANSWER_S = 0.5
-"""So much later than Redis took its job a client may note when it submitted it."""
-
-
 @dataclass(slots=True)
 class Staged:
     """A fault as it was staged, on the clock of `time.monotonic`.
@@ -71,14 +67,13 @@ class Staged:
         return self.forgotten_since_s is not None
 
     def forgot(self, earliest_s: float, latest_s: float) -> bool:
-        """Whether Redis may have forgotten what was submitted between these times."""
+        """Whether Redis may have forgotten what it took between these times."""
         since = self.forgotten_since_s
-        return since is not None and since <= latest_s and earliest_s <= self.forgetting_ended_s + ANSWER_S
+        return since is not None and since <= latest_s and earliest_s <= self.forgetting_ended_s
 
     def concerns(self, begin_s: float, end_s: float) -> bool:
         """Whether a client that was there from ``begin_s`` to ``end_s`` met it."""
-        answer_s = ANSWER_S if self.forgets else 0.0
-        return begin_s <= self.end_s + answer_s and end_s >= self.start_s
+        return begin_s <= self.end_s and end_s >= self.start_s
 
 
 class Fault(ABC):
