@@ -110,7 +110,8 @@ class Journal:
 
     def _write(self, entries: bytes) -> None:
         assert self._file is not None
-        self._file.write(entries)
+        while entries:  # a disk that is all but full takes a part of them, and says so only when it is asked again
+            entries = entries[self._file.write(entries) :]
 
     def _apply(self, entry: str, index: LineIndex) -> None:
         kind, (place_text, _, digest) = entry[:1], entry[1:].partition("-")

@@ -23,7 +23,7 @@ from orcd.gateway.batches import file_store
 from orcd.gateway.batches.batch_store import BatchObject, BatchRecord, BatchStore
 from orcd.gateway.batches.batch_task import BatchTask, Stopped
 from orcd.gateway.batches.file_store import FileStore
-from orcd.gateway.batches.shared_folder import unavailable
+from orcd.gateway.batches.shared_folder import reason
 from orcd.gateway.settings import GatewaySettings
 
 log = logging.getLogger("orcd.gateway")
@@ -164,9 +164,7 @@ class BatchRunner:
 
 def _what(error: BaseException) -> str:
     """An error without its text, which may hold a prompt, but for what is wrong with the files."""
-    if isinstance(error, FileUnavailable):
-        return error.message
-    return str(unavailable(error)) if isinstance(error, OSError) else type(error).__name__
+    return error.message if isinstance(error, FileUnavailable) else reason(error)
 
 
 def _where(error: BaseException) -> str:

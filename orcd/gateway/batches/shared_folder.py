@@ -26,10 +26,12 @@ def reaching() -> Iterator[None]:
 
 def unavailable(error: Exception) -> ApiError:
     """What a call is answered that needs files which cannot be reached, or that the disk has no room for."""
-    # The texts of a store's own errors may hold its address and more.
-    reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
-    message = f"the gateway's files cannot be used ({reason}); try again"
-    return ApiError(503, message, code="files_unavailable")
+    return ApiError(503, f"the gateway's files cannot be used ({reason(error)}); try again", code="files_unavailable")
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, without the texts of a store's own errors, which may hold its address and more."""
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
 
 
 class Workplace(Protocol):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,3 +95,23 @@ def test_a_batch_that_is_new_has_a_name_of_its_own(path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"out\.resume: cannot be written"):
         Journal(tmp_path / "missing" / "out.resume").open(COMMAND)
+
+
+class TakesAPart(io.FileIO):
+    """As a disk that is all but full."""
+
+    def write(self, data: Any) -> int:
+        return super().write(bytes(data)[:5])
+
+
+def test_no_entry_is_written_in_part_without_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(path)
+    journal.open(COMMAND)
+    journal.close()
+    with TakesAPart(path, "ab") as file:
+        monkeypatch.setattr(journal, "_file", file)
+        journal.submit({Place(0, 1): 10, Place(0, 2): 11})
+        journal.fail(Place(0, 1))
+    found, index = read(path)
+    assert found.in_flight == {Place(0, 2): 11}
+    assert list(index.failures()) == [(Place(0, 1), 1)]
