@@ -58,33 +58,37 @@ DEVICE i32 decode_draw(i32 token) { return -1 - token; }
 // The id of a token, or of the draw that it stands for.
 DEVICE i32 resolved(i32 token, const i32* drawn) { return token < 0 ? usable(drawn[decode_draw(token)]) : token; }
 
-// Asks for all that is read of a row at once. The entry of the block table is the one of its next position.
-DEVICE void prefetch_row(const BeginParams& p, int row) {
-    prefetch(p.drawn + row);
-    prefetch(p.token_ids + row), prefetch(p.context_lengths + row), prefetch(p.sequence_lengths + row);
-    prefetch(p.output_positions + row);
-    const i32 position = p.positions[row];
-    if (position >= 0) prefetch(p.block_tables + (i64)row * p.max_blocks + (position + 1) / p.block_tokens);
-}
+// What a row goes on from, loaded at once: loads that come after stores wait for them, and each takes as long as device
+// memory.
+struct RowState {
+    i32 position, drawn, context_length, sequence_length, state_slot = 0;
+    i64 output_position;
 
-// A row that holds a sequence goes on with the token it drew and with its own state. Returns its position.
-DEVICE i32 advance(const BeginParams& p, int row) {
-    i32 position = p.positions[row];
-    if (position < 0) return position;
-    p.token_ids[row] = usable(p.drawn[row]);
-    p.positions[row] = ++position;
-    p.context_lengths[row]++;
-    p.sequence_lengths[row]++;
-    p.output_positions[row]++;
-    if (p.states.slots) p.states.sources[row] = p.states.slots[row];
-    return position;
-}
+    DEVICE RowState(const BeginParams& p, int row)
+        : position(p.positions[row]),
+          drawn(p.drawn[row]),
+          context_length(p.context_lengths[row]),
+          sequence_length(p.sequence_lengths[row]),
+          output_position(p.output_positions[row]) {
+        if (p.states.slots) state_slot = p.states.slots[row];
+    }
+    // A row that holds a sequence goes on with the token it drew and with its own state.
+    DEVICE void advance(const BeginParams& p, int row) const {
+        if (position < 0) return;
+        p.token_ids[row] = usable(drawn);
+        p.positions[row] = position + 1;
+        p.context_lengths[row] = context_length + 1;
+        p.sequence_lengths[row] = sequence_length + 1;
+        p.output_positions[row] = output_position + 1;
+        if (p.states.slots) p.states.sources[row] = state_slot;
+    }
+};
 
-DEVICE void find_slot(const BeginParams& p, int row, i32 position) {
+// The KV slot of a position, -1 of a row without a sequence.
+DEVICE i32 slot_of(const BeginParams& p, int row, i32 position) {
+    if (position < 0) return -1;
     const i32 block = position / p.block_tokens;
-    p.slots[row] = position < 0 ? -1
-                                : p.block_tables[(i64)row * p.max_blocks + block] * p.block_tokens +
-                                      (position - block * p.block_tokens);
+    return p.block_tables[(i64)row * p.max_blocks + block] * p.block_tokens + (position - block * p.block_tokens);
 }
 
 // Rows go on; then row and block updates; then KV slots.
@@ -92,15 +96,20 @@ KERNEL __launch_bounds__(THREADS) decode_step_begin(const __grid_constant__ Begi
     wait_for_previous();
     const int thread = threadIdx.x;
     const UpdateCounts counts = *p.updates;
-    for (int row = thread; row < p.num_rows; row += THREADS) prefetch_row(p, row);
+    const RowState first(p, min(thread, p.num_rows - 1));  // beside the counts: few steps have more rows than threads
     if (counts.num_rows == 0 && counts.num_blocks == 0) {
-        for (int row = thread; row < p.num_rows; row += THREADS) find_slot(p, row, advance(p, row));
+        for (int row = thread; row < p.num_rows; row += THREADS) {
+            const RowState state = row == thread ? first : RowState(p, row);
+            const i32 slot = slot_of(p, row, state.position < 0 ? -1 : state.position + 1);
+            state.advance(p, row);
+            p.slots[row] = slot;
+        }
         return;
     }
     const int row_update_words = ROW_UPDATE_WORDS + p.sampling_words;
     const u64* row_updates = (const u64*)(p.updates + 1);  // [counts.num_rows, row_update_words]
     const BlockUpdate* block_updates = (const BlockUpdate*)(row_updates + counts.num_rows * row_update_words);
-    for (int row = thread; row < p.num_rows; row += THREADS) advance(p, row);
+    for (int row = thread; row < p.num_rows; row += THREADS) (row == thread ? first : RowState(p, row)).advance(p, row);
     for (int i = thread; i < counts.num_blocks; i += THREADS)
         p.block_tables[block_updates[i].entry] = block_updates[i].block_id;
     for (int i = thread; i < counts.num_rows * p.sampling_words; i += THREADS) {
@@ -120,7 +129,7 @@ KERNEL __launch_bounds__(THREADS) decode_step_begin(const __grid_constant__ Begi
     }
     if (thread == 0) *p.updates = {0, 0};
     __syncthreads();
-    for (int row = thread; row < p.num_rows; row += THREADS) find_slot(p, row, p.positions[row]);
+    for (int row = thread; row < p.num_rows; row += THREADS) p.slots[row] = slot_of(p, row, p.positions[row]);
 }
 
 struct ResolveParams {

@@ -166,8 +166,13 @@ DEVICE u64 wanted_rank(const u64* ranks, int num_groups, int wanted, u64* copies
 // The largest of a row's `num_chunks` ranks. All lanes of a warp call it.
 DEVICE u64 row_largest(const u64* ranks, int num_chunks) {
     u64 rank = 0;
-    for (int chunk = threadIdx.x % 32; chunk < num_chunks; chunk += 32)
-        rank = ranks[chunk] > rank ? ranks[chunk] : rank;
+#pragma unroll 1
+    for (int first = threadIdx.x % 32; first < num_chunks; first += 4 * 32)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {  // loaded together
+            const u64 other = first + i * 32 < num_chunks ? ranks[first + i * 32] : 0;
+            rank = other > rank ? other : rank;
+        }
     return warp_largest(rank);
 }
 
