@@ -23,7 +23,7 @@ import kernels.reference.sampling
 from kernels.batch import AnyArray, HostIds, LayerCache, LayerState, LogitEdits, SamplingParams, Step
 from kernels.decode_rows import DecodeRows
 from kernels.logit_edits import EditResets
-from kernels.weights.parameters import Attention, Clamp, DeltaNet, DenseLayer, Geglu, Norm, Rope
+from kernels.weights.parameters import Attention, Clamp, DeltaNet, DenseLayer, Geglu, Norm, OutputHead, Rope
 
 if TYPE_CHECKING:
     from kernels.runtime.launcher import Context
@@ -168,13 +168,15 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Angles, Attention
     def decode_layers(
         self,
         layers: Sequence[DenseLayer[Array, Projection]],
+        head: OutputHead[Array, Projection],
         by: Angles,
         step: Step[Array],
+        x: Array,
         *,
         out_caches: Sequence[LayerCache[Array]],
         out: Array,
     ) -> None:
-        """All layers of a step of few sequences with a token each."""
+        """Logits of a step of few sequences with a token each: all layers, norm and output head. Uses up ``x``."""
 
     def norm_head(
         self, x: Array, rows: Array, norm: Norm[Array], head: Projection, *, softcap: float = 0.0, out: Array

@@ -161,6 +161,13 @@ class DenseLayer(msgspec.Struct, Generic[Array, Projection], frozen=True, eq=Fal
     down: Projection
 
 
+class OutputHead(msgspec.Struct, Generic[Array, Projection], frozen=True, eq=False):
+    """What comes after the layers: a norm, and the projection that gives logits."""
+
+    norm: RmsNorm[Array]
+    projection: Projection
+
+
 class DeltaNet(msgspec.Struct, Generic[Array], frozen=True, eq=False):
     """A gated delta net (Yang et al., 2024): ``num_value_heads``, each with a state of [key_dim, value_dim].
 

@@ -1,7 +1,7 @@
-// All layers of a dense model for one token, in one kernel whose blocks stay: for a single sequence, kernels that
-// follow each other take longer to hand over than to compute. A block has the same rows of the weights in each layer
-// and copies the next layer's while it works on this one's. Blocks exchange activations as words that say themselves
-// whether they are there (decode_layers.cuh); nothing else is between them, no barrier and no atomic.
+// All layers of a dense model and its output head for a few tokens, in one kernel whose blocks stay: for few sequences,
+// kernels that follow each other take longer to hand over than to compute. A block has the same rows of the weights in
+// each layer and copies the next layer's while it works on this one's. Blocks exchange activations as words that say
+// themselves whether they are there (decode_layers.cuh); nothing else is between them, no barrier and no atomic.
 //
 // Sums are those of the other kernels bit for bit: the same split-K partitions, each one chain of tensor core products,
 // added in the same order; norms, attention and SwiGLU are made of the same functions.

@@ -3,7 +3,7 @@
 #include "../attention/attention_merge.cuh"
 #include "../attention/attention_rope.cuh"
 
-static_assert(TOKENS == 1 || TOKENS == 2 || TOKENS == 4, "each of a sequence of its own");
+static_assert(TOKENS == 1 || TOKENS == 2 || TOKENS == 4 || TOKENS == 8, "each of a sequence of its own");
 
 struct DecodeLayer {
     const u8 *qkv, *output, *gate_up, *down;  // packed
@@ -37,11 +37,20 @@ struct LayerCut {
 
 // Where in a layer's words those of the first token are, and how many each token has: of Q, K and V, of what attention
 // gives, of the residual stream after that, of the activated gates, of the residual stream that goes into the next
-// layer. Either has as many as the residual stream has columns.
+// layer.
 struct WordPlaces {
     u32 layer_words;
-    u32 qkv_words, attended_words, activated_words;
+    u32 qkv_words, attended_words, activated_words, stream_words;
     u32 attended_at, middle_at, activated_at, end_at;
+};
+
+// The output head, or none: then its pointers are null.
+struct LayersHead {
+    const u8* packed;
+    const float* norm;  // [width]
+    const i32* rows;    // [TOKENS] of the residual stream
+    float* logits;      // [TOKENS, num_rows]
+    i32 num_tiles, num_chunks, num_rows;
 };
 
 struct DecodeLayersParams {
@@ -53,11 +62,16 @@ struct DecodeLayersParams {
     WordPlaces places;
     DecodeProduct qkv, output, gate_up, down;
     LayerCut cut;
+    LayersHead head;
     DecodeLayer layers[MAX_LAYERS];
 };
 
 // ---- words. One holds a float32 or two float16, and is EMPTY until it is published: a NaN that no arithmetic gives.
 // It is there as a whole or not at all and says nothing about other memory, so nothing has to be ordered.
+
+// Words are in sectors of the L2 cache, of which some lie as many apart as a line has: then only one block writes to a
+// line, for which others wait. That pays where these look at few lines: SPREADS of decode_layers_params.py.
+constexpr u32 SECTOR_WORDS = 8;
 
 constexpr u32 EMPTY = 0xFFFFFFFFu;
 constexpr int MAX_POLLS = 1 << 21;  // of a second and more: a block is missing, and the kernel fails rather than hangs
@@ -115,15 +129,23 @@ struct LayerWords {
     u32 first;
 
     DEVICE LayerWords(const DecodeLayersParams& p, int layer) : p(p), first(layer * p.places.layer_words) {}
-    DEVICE u32 qkv(int token, int i) const { return first + token * p.places.qkv_words + i; }
+    DEVICE u32 qkv(int token, int i) const { return first + token * p.places.qkv_words + spread<QKV_SPREAD>(i); }
     DEVICE u32 attended(int token, int i) const {
         return first + p.places.attended_at + token * p.places.attended_words + i;
     }
-    DEVICE u32 middle(int token, int i) const { return first + p.places.middle_at + token * p.cut.width + i; }
+    DEVICE u32 middle(int token, int i) const { return first + p.places.middle_at + of_stream(token, i); }
     DEVICE u32 activated(int token, int i) const {
         return first + p.places.activated_at + token * p.places.activated_words + i;
     }
-    DEVICE u32 end(int token, int i) const { return first + p.places.end_at + token * p.cut.width + i; }
+    DEVICE u32 end(int token, int i) const { return first + p.places.end_at + of_stream(token, i); }
+    // Of the residual stream's words.
+    DEVICE u32 of_stream(int token, int i) const { return token * p.places.stream_words + spread<STREAM_SPREAD>(i); }
+
+   private:
+    template <int SPREAD>
+    DEVICE static u32 spread(u32 i) {
+        return SPREAD == 1 ? i : i / SECTOR_WORDS * (SECTOR_WORDS * SPREAD) + i % SECTOR_WORDS;
+    }
 };
 
 // ---- barriers of some warps of a block

@@ -1,10 +1,10 @@
-// Blocks that attend: one for each KV head of a token, or of two tokens where there are four. The warps that a token
+// Blocks that attend: one for each KV head of a token, or of two tokens where there are eight. The warps that a token
 // has have the tiles of two KV splits at a time, or of one, which are merged in the order of attention_plan.cuh. Keys
 // and values of the tokens before are fetched a layer ahead.
 #pragma once
 #include "decode_layers.cuh"
 
-constexpr int BLOCK_TOKENS = TOKENS > 2 ? 2 : 1, ATTENTION_WARPS = BLOCK_SPLITS * DECODE_WARPS;
+constexpr int BLOCK_TOKENS = TOKENS > 4 ? 2 : 1, ATTENTION_WARPS = BLOCK_SPLITS * DECODE_WARPS;
 constexpr int TOKEN_WARPS = ATTENTION_WARPS / BLOCK_TOKENS, TOKEN_SPLITS = BLOCK_SPLITS / BLOCK_TOKENS;
 // Of a token: warps that rotate heads and attend to nothing.
 constexpr int HELPING_WARPS = BLOCK_TOKENS > 1 ? 4 : 2;
@@ -41,16 +41,31 @@ struct TileOperands {
                 scores[n][c] = n * KEY_GROUP + c / 2 * 8 + threadIdx.x % 32 / 4 < num_keys ? 0.0f : NEGATIVE_INFINITY;
         }
     }
-    // Of one group, once more.
-    DEVICE void load_keys_of(int group, u32 key_rows) {
+    // Those of one group once more; `key_lane` and `value_lane` as below.
+    DEVICE void load_keys_of(int group, u32 key_lane) {
 #pragma unroll
         for (int n = 0; n < TILE_GROUPS; n++)
-            if (n == group) load_keys(n, key_rows);
+            if (n == group)
+#pragma unroll
+                for (int k = 0; k < CHUNKS; k++)
+                    load_matrices(keys[n][k], key_lane + n * KEY_GROUP * ROW_BYTES + k * 32);
     }
-    DEVICE void load_values_of(int group, u32 value_rows) {
+    DEVICE void load_values_of(int group, u32 value_lane) {
 #pragma unroll
         for (int n = 0; n < TILE_GROUPS; n++)
-            if (n == group) load_value_operands(values[n], value_rows, n, 0);
+            if (n == group)
+#pragma unroll
+                for (int d = 0; d < CHUNKS; d++)
+                    load_matrices_transposed(values[n][d], value_lane + n * KEY_GROUP * ROW_BYTES + d * 32);
+    }
+    // What this lane gives to ldmatrix.
+    DEVICE static u32 key_lane(u32 key_rows) {
+        const int lane = threadIdx.x % 32;
+        return key_rows + ((lane & 7) + (lane >> 3 & 1) * 8) * ROW_BYTES + (lane >> 4) * 16;
+    }
+    DEVICE static u32 value_lane(u32 value_rows) {
+        const int lane = threadIdx.x % 32;
+        return value_rows + ((lane & 7) + (lane >> 4) * 8) * ROW_BYTES + (lane >> 3 & 1) * 16;
     }
     // Of no tile: were it not defined, its registers would be taken all the way round the loop.
     DEVICE void clear() {
@@ -89,8 +104,7 @@ struct TileOperands {
 
    private:
     DEVICE void load_keys(int n, u32 key_rows) {
-        const int lane = threadIdx.x % 32;
-        const u32 address = key_rows + ((lane & 7) + (lane >> 3 & 1) * 8) * ROW_BYTES + (lane >> 4) * 16;
+        const u32 address = key_lane(key_rows);
 #pragma unroll
         for (int k = 0; k < CHUNKS; k++) load_matrices(keys[n][k], address + n * KEY_GROUP * ROW_BYTES + k * 32);
     }
@@ -151,12 +165,12 @@ class AttentionWarp {
             // Whoever has the new key and value puts them into their tile, whoever has copied that.
             sync_warps(group * NUM_BARRIERS + COPY_BARRIER, HEAD_WARPS);
             if constexpr (HELPS) {
-                take_heads(p.words + words.qkv(token, 0), layer.cache, new_offset);
+                take_heads(words, layer.cache, new_offset);
             } else {
                 TileOperands tile;
                 take_tile(tile, layer.cache, warp);
                 const Places places(*this, words);
-                take_heads(p.words + words.qkv(token, 0), layer.cache, new_offset);
+                take_heads(words, layer.cache, new_offset);
                 attend(tile, layer.cache, places);
             }
         }
@@ -181,36 +195,41 @@ class AttentionWarp {
     // Where the new key (0) or value (1) is put: into its tile, if that is one of the first round.
     DEVICE u8* new_tile(int number) const { return scratch.tiles[group * TOKEN_WARPS + newest_tile()][number]; }
     DEVICE i32 newest_tile() const { return (item.num_keys - 1) / TILE_KEYS; }
+    DEVICE bool has_new(i32 tile) const { return tile == newest_tile() && is_in_place(); }
+    DEVICE int new_group() const { return (item.num_keys - 1) % TILE_KEYS / KEY_GROUP; }
     DEVICE bool is_in_place() const { return newest_tile() < TOKEN_WARPS; }
     DEVICE Exchange& exchange() const { return scratch.exchange[block_warp / DECODE_WARPS]; }
     DEVICE i64 offset_of(i32 tile) const {
         return tile < item.end_tile ? group_offset(attention, item, kv_head, tile, lane % TILE_GROUPS) : 0;
     }
 
-    // The words of this block's head `row`: its queries, then the new key and value.
-    DEVICE const u32* head_words(const u32* qkv, int row) const {
+    // A word of this block's head `row`: its queries, then the new key and value.
+    DEVICE int head_word(int row, int i) const {
         const i32 group = attention.group, num_heads = group * attention.num_kv_heads;
         const i32 head =
             row < group ? kv_head * group + row : num_heads + (row - group) * attention.num_kv_heads + kv_head;
-        return qkv + head * (HEAD_DIM / 2);
+        return head * (HEAD_DIM / 2) + i;
     }
 
     // Waits for this layer's heads, rotates them into `new_rows`, and stores the new key and value in the cache.
-    DEVICE void take_heads(const u32* qkv, const LayerCacheParams& cache, i64 new_offset) {
+    DEVICE void take_heads(const LayerWords& words, const LayerCacheParams& cache, i64 new_offset) {
         const int num_rows = attention.group + 2;
         uint2 heads[WARP_HEADS];
+        const u32 *first[WARP_HEADS], *second[WARP_HEADS];
         Rotation rotations[WARP_HEADS];  // loaded in each layer: registers are for keys and values
 #pragma unroll
         for (int i = 0; i < WARP_HEADS; i++) {
             const bool is_query = warp + i * HEAD_WARPS < attention.group;
+            // A warp that has none waits for the last one, so as not to come to the barrier a layer early.
+            const int row = min(warp + i * HEAD_WARPS, num_rows - 1);
+            first[i] = p.words + words.qkv(token, head_word(row, at.first));
+            second[i] = p.words + words.qkv(token, head_word(row, at.second));
             rotations[i] = times(load_rotation(p.rope, at, token), is_query ? load_query_factor(p.rope, token) : 1.0f);
         }
         await<WARP_HEADS>(
             [&](int i) {
-                // A warp that has none waits for the last one, so as not to come to the barrier a layer early.
-                const u32* words = head_words(qkv, min(warp + i * HEAD_WARPS, num_rows - 1));
-                heads[i].x = at.valid ? load_word(words + at.first) : 0;
-                heads[i].y = at.valid ? load_word(words + at.second) : 0;
+                heads[i].x = at.valid ? load_word(first[i]) : 0;
+                heads[i].y = at.valid ? load_word(second[i]) : 0;
             },
             [&](int i) { return heads[i].x != EMPTY && heads[i].y != EMPTY; });
         __syncwarp();
@@ -252,7 +271,7 @@ class AttentionWarp {
     // Where this lane's part of a row of queries, of partial results and of a merged row is. Found before the queries
     // are there: each of the few instructions that it takes would delay all other blocks.
     struct Places {
-        u32 queries, put_sums, put_values, sums, values;
+        u32 queries, put_sums, put_values, sums, values, keys, new_values;
         u32* attended;
 
         DEVICE Places(const AttentionWarp& warp, const LayerWords& words) {
@@ -265,6 +284,8 @@ class AttentionWarp {
             values = shared_address(&exchange.o[0][slice_row()][slice_column(0)]);
             const int row = warp.kv_head * warp.attention.group + slice_row();
             attended = warp.p.words + words.attended(warp.token, row * (HEAD_DIM / 2) + slice_column(0) / 2);
+            keys = TileOperands::key_lane(warp.keys), new_values = TileOperands::value_lane(warp.values);
+            compute_now(keys), compute_now(new_values);
             compute_now(queries), compute_now(put_sums), compute_now(put_values), compute_now(sums);
             compute_now(values), compute_now(attended);
         }
@@ -318,11 +339,8 @@ class AttentionWarp {
             __syncwarp();
             copy(cache, offset_of(next), next);
         } else {
-            const bool has_new = tile == newest_tile() && is_in_place();
-            const int new_group = (item.num_keys - 1) % TILE_KEYS / KEY_GROUP;
-            if (has_new) operands.load_keys_of(new_group, keys);
             operands.score(rows);
-            if (has_new) operands.load_values_of(new_group, values);
+            if (has_new(tile)) operands.load_values_of(new_group(), places.new_values);
             weigh_scores(weights, operands.scores, attention);
             operands.weigh(partial, weights);
         }
@@ -365,6 +383,7 @@ class AttentionWarp {
 
     DEVICE void attend(TileOperands& operands, const LayerCacheParams& cache, const Places& places) {
         SwappedRows rows;
+        if (!IS_Q8 && has_new(warp)) operands.load_keys_of(new_group(), places.keys);
         load_rows(rows, places);
         const bool merges = slice_row() < item.num_rows;
         Slice whole = {};

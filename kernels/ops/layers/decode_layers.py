@@ -1,4 +1,4 @@
-"""All layers of a dense model for a few tokens in one kernel; see cuda/decode_layers/decode_layers.cu."""
+"""All layers of a dense model and its head, for a few tokens in one kernel; see cuda/decode_layers/decode_layers.cu."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from kernels.ops.attention import CODE_FACTOR
 from kernels.ops.attention_parts.attention_params import AttentionParams, AttentionWork, ScoreParams
 from kernels.ops.attention_parts.prefix_attention import NO_WORK
 from kernels.ops.attention_plan import SWAPPED_ROWS
-from kernels.ops.layers.decode_layers_cut import Layer, LayersCut, Matrices, obstacle
+from kernels.ops.layers.decode_layers_cut import Head, Layer, LayersCut, Matrices, fits_head, obstacle
 from kernels.ops.layers.decode_layers_params import (
     DECODE_WARPS,
     HEAD_DIM,
     LAYER_WARPS,
     LAYERS_BYTES,
+    NO_HEAD,
     NUM_TOKENS,
     SOURCE,
+    SPREADS,
     ClearParams,
     DecodeLayer,
     DecodeLayersParams,
     DecodeProduct,
     LayerCut,
+    LayersHead,
     WordPlaces,
 )
+from kernels.ops.matmul import norm_head
 from kernels.ops.rope import Rotation, cache_defines, cache_params, rope_params, with_codes
 from kernels.runtime.compiler import Variant
 from kernels.runtime.device_array import DeviceArray, pointer_of
@@ -41,8 +45,12 @@ _FORMAT_NUMBERS = {name: number for number, name in enumerate(FORMATS)}
 
 def variants() -> list[Variant]:
     """What of decode_layers.cu is compiled."""
-    plain: list[Variant] = [(SOURCE, {**_DEFINES, "TOKENS": count}) for count in NUM_TOKENS]
+    plain: list[Variant] = [(SOURCE, _defines(count)) for count in NUM_TOKENS]
     return [*plain, *with_codes(plain)]
+
+
+def _defines(num_tokens: int) -> dict[str, int]:
+    return {**_DEFINES, "TOKENS": num_tokens, **SPREADS[num_tokens]}
 
 
 def decode_layers_obstacle(context: Context, layers: Sequence[Layer], num_tokens: int) -> str | None:
@@ -53,32 +61,35 @@ def decode_layers_obstacle(context: Context, layers: Sequence[Layer], num_tokens
 def decode_layers(
     context: Context,
     layers: Sequence[Layer],
+    head: Head,
     by: Rotation,
     step: Step[DeviceArray],
+    x: DeviceArray,
     *,
     out_caches: Sequence[LayerCache[DeviceArray]],
     out: DeviceArray,
 ) -> None:
-    """What ``layers`` make of the residual stream ``out`` [T, H] float32 of T sequences with a token each, in place.
+    """Logits ``out`` [R, V] float32 of T sequences with a token each, whose embeddings are ``x`` [T, H] float32.
 
-    T is one of `NUM_TOKENS`. The same bits as by the ops of single layers. K and V go to ``step.slots`` of
-    ``out_caches``. The kernel launched just before must not use scratch memory that is free again: the first one here
-    overlaps it.
+    T is one of `NUM_TOKENS`. The same bits as by the ops of single layers, and of the head. K and V go to
+    ``step.slots`` of ``out_caches``, and ``x`` is used up. The kernel launched just before must not use scratch memory
+    that is free again: the first one here overlaps it.
     """
     qkv, output, gate_up, down = Matrices.of(layers[0])
     num_tokens = step.token_ids.size
+    has_head = step.logit_rows.size == num_tokens and fits_head(head, layers[0])
     cut = LayersCut.of(layers, num_tokens)
     places = _word_places(num_tokens, layers[0])
     words = context.scratch((len(layers), places["layer_words"]), np.uint32)
     num_quads = words.size // 4
-    defines = {**_DEFINES, "TOKENS": num_tokens, **cache_defines(out_caches[0])}
+    defines = {**_defines(num_tokens), **cache_defines(out_caches[0])}
     clear = ClearParams(words=words.pointer, num_quads=num_quads)
     context.launch(SOURCE, "decode_layers_clear", -(-num_quads // 256), 256, clear, **defines)
     params = DecodeLayersParams(
         attention=_attention_params(layers[0].attention, out_caches[0], step),
         rope=rope_params(by, None),
         slots=step.slots.pointer,
-        x=out.pointer,
+        x=x.pointer,
         words=words.pointer,
         places=WordPlaces(**places),
         qkv=_product(qkv, 0),
@@ -96,24 +107,43 @@ def decode_layers(
             epsilon=layers[0].ffn_norm.epsilon,
             inverse_width=1 / qkv.width,
         ),
+        head=_head(head, step, out) if has_head else NO_HEAD,
         layers=b"".join(map(_layer, layers, out_caches)).ljust(LAYERS_BYTES, b"\0"),
     )
     threads, shared_bytes = 32 * LAYER_WARPS, context.gpu.spread(cut.shared_bytes, 1)
     context.launch(SOURCE, "decode_layers", cut.num_blocks, threads, params, shared_bytes=shared_bytes, **defines)
+    if not has_head:
+        norm_head(context, x, step.logit_rows, head.norm, head.projection, out=out)
+
+
+def _head(head: Head, step: Step[DeviceArray], logits: DeviceArray) -> LayersHead:
+    (matrix,) = head.projection.matrices
+    return LayersHead(
+        packed=matrix.packed.pointer,
+        norm=head.norm.weight.pointer,
+        rows=step.logit_rows.pointer,
+        logits=logits.pointer,
+        num_tiles=matrix.num_tiles,
+        num_chunks=matrix.num_chunks,
+        num_rows=matrix.num_rows,
+    )
 
 
 def _word_places(num_tokens: int, layer: Layer) -> dict[str, int]:
     """The fields of `WordPlaces`. A word is a float32 or two float16."""
     qkv, output, _, down = Matrices.of(layer)
-    qkv_words, attended_words, activated_words = qkv.num_rows // 2, output.width // 2, down.width // 2
+    spreads, attended_words, activated_words = SPREADS[num_tokens], output.width // 2, down.width // 2
+    qkv_words = qkv.num_rows // 2 * spreads["QKV_SPREAD"]
+    stream_words = qkv.width * spreads["STREAM_SPREAD"]
     middle_at = num_tokens * (qkv_words + attended_words)
-    activated_at = middle_at + num_tokens * qkv.width
+    activated_at = middle_at + num_tokens * stream_words
     end_at = activated_at + num_tokens * activated_words
     return {
-        "layer_words": end_at + num_tokens * qkv.width,
+        "layer_words": end_at + num_tokens * stream_words,
         "qkv_words": qkv_words,
         "attended_words": attended_words,
         "activated_words": activated_words,
+        "stream_words": stream_words,
         "attended_at": num_tokens * qkv_words,
         "middle_at": middle_at,
         "activated_at": activated_at,

@@ -19,6 +19,8 @@ from kernels.ops.layers.decode_layers_params import (
     GATE_LIMIT,
     GATE_SUMS,
     HEAD_DIM,
+    HEAD_FORMAT,
+    HEAD_UNITS,
     LAYER_WARPS,
     MAX_GATE_TILES,
     MAX_INTERMEDIATE,
@@ -33,11 +35,12 @@ from kernels.ops.layers.decode_layers_params import (
 from kernels.ops.norm import NORM_PARTITIONS
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import GpuSpec
-from kernels.weights.formats import CHUNK
+from kernels.weights.formats import CHUNK, FORMATS
 from kernels.weights.packed import PackedMatrix, Projection
-from kernels.weights.parameters import DenseLayer
+from kernels.weights.parameters import DenseLayer, OutputHead
 
 Layer = DenseLayer[DeviceArray, Projection]
+Head = OutputHead[DeviceArray, Projection]
 _ALIGNMENT = 128
 
 
@@ -79,6 +82,20 @@ class Matrices(NamedTuple):
     def of(cls, layer: Layer) -> Matrices:
         """The first matrices of the projections of ``layer``."""
         return cls(*(each.matrices[0] for each in (layer.qkv, layer.output, layer.gate_up, layer.down)))
+
+
+def fits_head(head: Head, layer: Layer) -> bool:
+    """Whether the kernel for layers like ``layer`` can go on with this head."""
+    matrix, *others = head.projection.matrices
+    return (
+        not others
+        and matrix.format.name == HEAD_FORMAT
+        and matrix.num_partitions == 1
+        and matrix.num_chunks >= HEAD_UNITS
+        and matrix.bias is None
+        and matrix.width == Matrices.of(layer).qkv.width
+        and head.norm.epsilon == layer.ffn_norm.epsilon
+    )
 
 
 def _layer_obstacle(layer: Layer) -> str | None:
@@ -170,21 +187,26 @@ class LayersCut(msgspec.Struct, frozen=True):
         """How the work on such ``layers`` is cut, for so many tokens at once."""
         qkv, output, gate_up, down = Matrices.of(layers[0])
         gate_tiles = _gate_tiles(gate_up)
-        # Output's tiles, then QKV's: no block has both. All have gates, and down projections in halves of a tile.
+        # The first blocks have output's tiles, the last ones those of Q, K and V: no block has both, unless there are
+        # so many tokens that attention needs the blocks. All have gates, and down projections in halves of a tile.
         gate_blocks = -(-gate_up.num_tiles // gate_tiles)
-        attention_block = max(gate_blocks, 2 * down.num_tiles, output.num_tiles + qkv.num_tiles)
+        attention_block = max(gate_blocks, 2 * down.num_tiles, output.num_tiles, qkv.num_tiles)
+        if num_tokens < 4 or qkv.num_partitions != output.num_partitions:
+            attention_block = max(attention_block, output.num_tiles + qkv.num_tiles)
         tiles = [[_tile_bytes(matrix) for matrix in Matrices.of(layer)] for layer in layers]
         qkv_bytes, output_bytes, gate_bytes, down_bytes = map(max, zip(*tiles, strict=True))
         gate_at = _aligned(max(qkv_bytes, output_bytes))
         down_at = gate_at + _aligned(gate_tiles * gate_bytes)
-        scratch_at = down_at + _aligned(down_bytes)
+        # The output head's weights take the place of all these, and have barriers.
+        head_bytes = (LAYER_WARPS - 1) * HEAD_UNITS * (FORMATS[HEAD_FORMAT].unit_bytes + 8)
+        scratch_at = _aligned(max(down_at + down_bytes, head_bytes))
         fragments_at = scratch_at + _aligned(_scratch_bytes(num_tokens))
-        fragments_bytes = -(-down.num_partitions // 2) * DOWN_LIMIT.chunks * 2048
+        fragments_bytes = 0 if num_tokens > 4 else -(-down.num_partitions // 2) * DOWN_LIMIT.chunks * 2048
         return cls(
             gate_tiles,
-            output.num_tiles,
+            attention_block - qkv.num_tiles,
             attention_block,
-            attention_block + layers[0].attention.num_kv_heads * min(num_tokens, 2),
+            attention_block + layers[0].attention.num_kv_heads * min(num_tokens, 4),
             gate_at,
             down_at,
             scratch_at,
@@ -209,9 +231,11 @@ def _aligned(num_bytes: int) -> int:
 def _scratch_bytes(num_tokens: int) -> int:
     tile_sums, shares_x = (8, True) if num_tokens > 2 else (TILE_SUMS, False)
     sums = NORM_PARTITIONS + 8 + 16 * tile_sums + MAX_GATE_TILES * 16 * GATE_SUMS + 8 * DOWN_SUMS
-    activated = DOWN_SUMS // 2 * 2 * (DOWN_LIMIT.chunks // num_tokens * CHUNK + 8)
-    x = 0 if shares_x else MAX_WIDTH + (8 if num_tokens > 1 else 0)
-    return 8 * 8 + num_tokens * (sums * 4 + (x + activated) * 2) + _ALIGNMENT
+    down_tokens = min(num_tokens, 4)
+    activated = DOWN_SUMS // 2 * 2 * down_tokens * (DOWN_LIMIT.chunks // down_tokens * CHUNK + 8)
+    x = num_tokens * (MAX_WIDTH + (8 if num_tokens > 1 else 0))
+    columns = max(x, activated) if shares_x else x + activated
+    return 8 * 8 + num_tokens * sums * 4 + columns * 2 + _ALIGNMENT
 
 
 _ATTENTION_BYTES = (

@@ -18,7 +18,13 @@ class Limit(NamedTuple):
     chunks: int
 
 
-NUM_TOKENS = (1, 2, 4)  # each of a sequence of its own
+NUM_TOKENS = (1, 2, 4, 8)  # each of a sequence of its own
+SPREADS = {
+    1: {"STREAM_SPREAD": 4, "QKV_SPREAD": 1},
+    2: {"STREAM_SPREAD": 4, "QKV_SPREAD": 1},
+    4: {"STREAM_SPREAD": 1, "QKV_SPREAD": 1},
+    8: {"STREAM_SPREAD": 1, "QKV_SPREAD": 4},
+}  # how many sectors of the L2 cache one of words lies from the next, by the number of tokens
 MAX_LAYERS = 32
 LAYER_WARPS = 16  # of a block
 HEAD_DIM = 64
@@ -30,6 +36,8 @@ BLOCK_FORMATS = ("Q5_0", "Q8_0")
 DOWN_FORMATS = (*BLOCK_FORMATS, "Q4_K", "Q6_K")
 MAX_WIDTH = TILE_LIMIT.partitions * TILE_LIMIT.chunks * CHUNK
 MAX_INTERMEDIATE = DOWN_LIMIT.partitions * DOWN_LIMIT.chunks * CHUNK
+HEAD_FORMAT = "Q8_0"
+HEAD_UNITS = 7  # of the output head that are under way for a warp
 NORM_WIDTH = 128  # columns of a row's partition, if it has one quad a lane
 # Floats of a row's partial sums: an odd number of fours, of which GATE's are one.
 TILE_SUMS, GATE_SUMS, DOWN_SUMS = 12, 4, 20
@@ -51,6 +59,7 @@ declare_constants(
     TILE_SUMS=TILE_SUMS,
     GATE_SUMS=GATE_SUMS,
     DOWN_SUMS=DOWN_SUMS,
+    HEAD_UNITS=HEAD_UNITS,
 )
 
 
@@ -95,6 +104,21 @@ class LayerCut(CudaStruct, source=SOURCE):
     inverse_width: Float32
 
 
+class LayersHead(CudaStruct, source=SOURCE):
+    """The output head, or none: then its pointers are null."""
+
+    packed: Pointer
+    norm: Pointer  # [width] float32
+    rows: Pointer  # [T] int32
+    logits: Pointer  # [T, num_rows] float32
+    num_tiles: Int32
+    num_chunks: Int32
+    num_rows: Int32
+
+
+NO_HEAD = LayersHead(packed=0, norm=0, rows=0, logits=0, num_tiles=0, num_chunks=0, num_rows=0)
+
+
 class WordPlaces(CudaStruct, source=SOURCE):
     """Where words are in those of a layer, and how many each token has."""
 
@@ -102,6 +126,7 @@ class WordPlaces(CudaStruct, source=SOURCE):
     qkv_words: UInt32
     attended_words: UInt32
     activated_words: UInt32
+    stream_words: UInt32
     attended_at: UInt32
     middle_at: UInt32
     activated_at: UInt32
@@ -125,6 +150,7 @@ class DecodeLayersParams(CudaStruct, source=SOURCE):
     gate_up: DecodeProduct
     down: DecodeProduct
     cut: LayerCut
+    head: LayersHead
     layers: Annotated[bytes, FieldType(f"{LAYERS_BYTES}s", LAYERS_BYTES, 8, "")]  # [MAX_LAYERS] DecodeLayer
 
 

@@ -10,17 +10,17 @@ from kernels.batch import LayerCache, Step
 from kernels.devices.open import open_device
 from kernels.reference.decode_layers import Layer, decode_layers, decode_layers_obstacle
 from kernels.reference.rope import rotation
-from kernels.weights.parameters import Attention, DenseLayer, RmsNorm, Rope, Weight
+from kernels.weights.parameters import Attention, DenseLayer, OutputHead, RmsNorm, Rope, Weight
 from tests.kernels.ops.random_weights import random_weight, values_of
 
-HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INTERMEDIATE = 4, 2, 16, 96, 128
+HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INTERMEDIATE, VOCAB = 4, 2, 16, 96, 128, 50
 POSITION, BLOCK_TOKENS = 5, 4
 EPSILON = 1e-6
 Float64 = NDArray[np.float64]
 
 
 class Case:
-    """Two layers, and what a sequence of `POSITION` tokens has in their caches, in blocks 2 and 0."""
+    """Two layers and a head, and what a sequence of `POSITION` tokens has in their caches, in blocks 2 and 0."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(3)
@@ -49,6 +49,9 @@ class Case:
                     down=store.projection(weights[6:]),
                 )
             )
+        self.norm = rng.normal(1, 0.2, HIDDEN).astype(np.float32)
+        self.head_weight = random_weight("Q8_0", (VOCAB, HIDDEN), rng)
+        self.head = store.projection([self.head_weight])
         self.x = rng.normal(size=(1, HIDDEN)).astype(np.float32)
         self.frequencies = (100.0 ** -(np.arange(HEAD_DIM // 2) / 8)).astype(np.float32)
         self.known = rng.normal(size=(2, 2, POSITION, KV_HEADS, HEAD_DIM)).astype(np.float32)
@@ -80,7 +83,7 @@ class Case:
             n = normed(x, norms[1])
             gates = gate @ n
             x = x + down @ (gates / (1 + np.exp(-gates)) * (up @ n))
-        return x
+        return values_of(self.head_weight) @ normed(x, self.norm)
 
     def rotated(self, heads: Float64) -> Float64:
         angles = POSITION * self.frequencies.astype(np.float64)
@@ -94,15 +97,16 @@ def normed(x: Float64, weight: NDArray[np.float32]) -> Float64:
 
 
 @pytest.mark.parametrize("copies", [1, 2])
-def test_layers_of_a_token_are_the_formulas(copies: int) -> None:
+def test_logits_of_a_token_are_the_formulas(copies: int) -> None:
     case = Case()
     slot = POSITION - BLOCK_TOKENS  # of block 0; what sequences of the same blocks write is the same
     rows = list(range(copies))
     lists = [[0] * copies, [POSITION] * copies, [slot] * copies, rows, [*rows, copies], *[[POSITION + 1] * copies] * 2]
     step = Step(*(np.array(values, np.int32) for values in (*lists, [[2, 0]] * copies, rows)))
     by = rotation(step.positions, Rope(case.frequencies[None], "neox"), step.sequence_lengths, step.sequence_rows)
-    out = case.x.repeat(copies, axis=0)
-    decode_layers(case.layers, by, step, out_caches=case.caches(), out=out)
+    x, out = case.x.repeat(copies, axis=0), np.empty((copies, VOCAB), np.float32)
+    head = OutputHead(RmsNorm(case.norm, EPSILON), case.head)
+    decode_layers(case.layers, head, by, step, x, out_caches=case.caches(), out=out)
     for row in out:
         np.testing.assert_allclose(row, case.expected(), rtol=1e-4, atol=1e-4)
 

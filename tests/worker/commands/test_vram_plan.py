@@ -105,8 +105,10 @@ def test_it_is_told_how_many_sequences_run_all_layers_in_one_kernel(
 ) -> None:
     plan = plan_of(write_one_kernel(tmp_path / "qwen2.gguf"), capsys)
     assert (plan["one_kernel_context"], plan["one_kernel_obstacle"]) == (2048, None)
-    assert plan["one_kernel_contexts"] == {"1": 2048, "2": 2560, "4": 1024}
-    path = "all layers in one kernel up to 2,048 tokens of context (2,560 of 2, 1,024 of 4), then one by one"
+    assert plan["one_kernel_contexts"] == {"1": 2048, "2": 2560, "4": 2560, "8": 1024}
+    path = (
+        "all layers in one kernel up to 2,048 tokens of context (2,560 of 2, 2,560 of 4, 1,024 of 8), then one by one"
+    )
     assert f"few sequences   {path}" in plan["text"]
 
 

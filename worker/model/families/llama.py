@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from kernels.batch import AnyArray, Step
 from kernels.devices.protocol import AnyProjection, AnyRotation, Device
-from kernels.weights.parameters import Attention, DenseLayer, Pairing, QueryGrowth, RmsNorm, Rope
+from kernels.weights.parameters import Attention, DenseLayer, OutputHead, Pairing, QueryGrowth, RmsNorm, Rope
 from worker.model.config import Architecture, ModelConfig
 from worker.model.families.mixture import Mixture, load_mixture
 from worker.model.forward.layer_kinds import layers_to_run
@@ -31,7 +31,7 @@ from worker.model.kv_cache import KVCache
 from worker.model.rope_scaling import long_rope, plain_rope
 from worker.model.weights import TensorSpec, Weights
 
-ONE_KERNEL_CONTEXTS = {1: 2048, 2: 2560, 4: 1024}
+ONE_KERNEL_CONTEXTS = {1: 2048, 2: 2560, 4: 2560, 8: 1024}
 """Up to such contexts all layers of so many sequences are faster in one kernel than one by one: few blocks attend."""
 
 
@@ -159,10 +159,11 @@ class Llama:
         ops.embed(step.token_ids, self._embedding, scale=self._config.scales.embedding, out=x)
         rotation = ops.rotation(step.positions, self._rope, step.sequence_lengths, step.sequence_rows)
         if self._runs_in_one_kernel(step):
-            ops.decode_layers(self._dense, rotation, step, out_caches=cache.layers, out=x)
+            head = OutputHead(self._norm, self._head)
+            ops.decode_layers(self._dense, head, rotation, step, x, out_caches=cache.layers, out=acts.logits)
         else:
             acts = self._run_layers(step, cache, rotation, acts)
-        ops.norm_head(acts.residual, acts.logit_rows, self._norm, self._head, out=acts.logits)
+            ops.norm_head(acts.residual, acts.logit_rows, self._norm, self._head, out=acts.logits)
         return acts.logits
 
     def _runs_in_one_kernel(self, step: Step[AnyArray]) -> bool:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from kernels.ops.layers.decode_layers_cut import Layer, LayersCut, obstacle
+from kernels.ops.layers.decode_layers_cut import Layer, LayersCut, fits_head, obstacle
 from kernels.runtime.gpu_spec import A100, H100, GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import Arena
 from kernels.weights.formats import FORMATS
-from kernels.weights.parameters import Attention, DenseLayer, RmsNorm, Weight
+from kernels.weights.parameters import Attention, DenseLayer, OutputHead, RmsNorm, Weight
 from kernels.weights.weight_store import PackedWeightStore
 
 STORE = PackedWeightStore(Context(H100), Arena(0, None))
@@ -54,10 +54,29 @@ def test_no_block_has_more_than_it_can_do():
     assert cut.num_blocks == cut.attention_block + 2 <= H100.num_sms
 
 
+def test_of_many_tokens_some_blocks_have_tiles_of_two_products_and_more_attend():
+    for num_tokens in (4, 8):
+        cut = LayersCut.of([layer()], num_tokens)
+        assert (cut.qkv_block, cut.attention_block, cut.num_blocks) == (50, 122, 130)
+
+
+def test_a_head_follows_whose_rows_are_many_and_of_eight_bits():
+    norm = RmsNorm(STORE.vector(np.ones(896, np.float32)), layer().ffn_norm.epsilon)
+
+    def fits(format_: str, num_rows: int, epsilon: float = norm.epsilon) -> bool:
+        head = STORE.projection([weight(format_, num_rows, 896)])
+        return fits_head(OutputHead(replace(norm, epsilon=epsilon), head), layer())
+
+    assert fits("Q8_0", 151_936)
+    assert not fits("Q5_0", 151_936)
+    assert not fits("Q8_0", 4096), "it has several partitions"
+    assert not fits("Q8_0", 151_936, epsilon=1e-3)
+
+
 def test_more_tokens_take_more_blocks_and_shared_memory():
     layers = [layer(), layer(down="Q4_K"), layer(down="Q5_0")]
-    assert [obstacle(H100, layers, num_tokens) for num_tokens in (1, 2, 4)] == [None] * 3
-    assert obstacle(H100, layers, 3) == "it is for 1, 2, 4 tokens, and these are 3"
+    assert [obstacle(H100, layers, num_tokens) for num_tokens in (1, 2, 4, 8)] == [None] * 4
+    assert obstacle(H100, layers, 3) == "it is for 1, 2, 4, 8 tokens, and these are 3"
     smaller = GpuSpec("sm_90a", 130, H100.shared_bytes)
     assert obstacle(smaller, layers, 1) is None
     assert obstacle(smaller, layers, 2) == "its 132 blocks must run at once, and this GPU has 130 SMs"

@@ -193,10 +193,20 @@ def test_layers_of_one_token_are_the_same_in_one_op(name: str, monkeypatch: pyte
     in_one = load(SMALL[name])
     assert not one_by_one.one_kernel_contexts
     can = not name.startswith("granite")  # whose residuals are scaled
-    assert list(in_one.one_kernel_contexts) == ([1, 2, 4] if can else [])
-    prompts = np.random.default_rng(1).integers(0, in_one.config.vocab_size, (4, 12)).tolist()
+    assert list(in_one.one_kernel_contexts) == ([1, 2, 4, 8] if can else [])
+    prompts = np.random.default_rng(1).integers(0, in_one.config.vocab_size, (8, 13)).tolist()
     steppers = [Stepper(model, prompts) for model in (one_by_one, in_one)]
-    chunks = {0: 5}, {0: 1}, {0: 1, 1: 3}, {0: 1, 1: 1}, {0: 2}, {0: 1, 1: 1, 2: 1}, dict.fromkeys(range(4), 1), {3: 1}
+    chunks = (
+        {0: 5},
+        {0: 1},
+        {0: 1, 1: 3},
+        {0: 1, 1: 1},
+        {0: 2},
+        {0: 1, 1: 1, 2: 1},
+        dict.fromkeys(range(4), 1),
+        {3: 1},
+        dict.fromkeys(range(8), 1),
+    )
     for step in chunks:
         expected, actual = (stepper.step(step) for stepper in steppers)
         for sequence in step:
