@@ -182,8 +182,9 @@ class TokenMatcher(AnswerClosing):
             self._plan, self._bound = plan, plan.length
         is_in_text = key < 0 <= place.length
         if plan is not None:
-            plan, earlier, bound = self._closing_behind(token_id, is_forced=bool(is_forced), is_in_text=is_in_text)
-        elif not is_in_text:  # what that would say
+            if not is_in_text or plan.first_id != places.quote_id:
+                plan, earlier, bound = self._closing_behind(token_id, is_forced=bool(is_forced), is_in_text=is_in_text)
+        elif not is_in_text:  # what that would say, as above
             bound += -1 if is_forced else rule.growth[rule.alphabet.kinds[token_id]]
             earlier = earlier.likely.get(token_id) or earlier.likely_remainder(token_id)
         if plan is None and bound + margin >= num_left:
