@@ -31,7 +31,7 @@ PLACE_BYTES, TOKEN_BYTES, STATE_BYTES = 600, 100, 8192
 """About what Python takes for a place, and for a token that leads to another."""
 MAX_OUTLINE, MAX_TEXT, MAX_DIGITS = 4096, 64, 3
 """Bytes of outlines, texts and numbers in places that are kept: answers seldom come together in longer ones."""
-MAX_MISSED = 1024
+MAX_MISSED, MAX_STATES = 1024, 512
 MOST_PROBED = 300
 """Characters of strings that are counted."""
 PROBES = b"~^|`@#%zqZQXKWVJ"
@@ -45,7 +45,7 @@ class DocumentPlaces:
     def __init__(self, memory: PlaceMemory, alphabet: Alphabet, probe_id: int) -> None:
         """``probe_id``: the token of a character that only strings with any text may have."""
         self._memory = memory
-        self._is_in_use, self._num_uncounted = False, 0
+        self._is_in_use, self._num_uncounted, self._num_states = False, 0, 0
         self._alphabet = alphabet
         self.probe_id = probe_id
         self._kept: dict[tuple[bytes, bytes], Place] = {}
@@ -91,7 +91,7 @@ class DocumentPlaces:
         for behind in self._behind_numbers.values():
             behind.clear()
         self._lengths, self._strings, self._families, self._closings, self._spaces = {}, {}, {}, {}, {}
-        self._behind_numbers = {}
+        self._behind_numbers, self._num_states = {}, 0
 
     def after(self, place: Place, token_id: int) -> Place | None:
         """The place behind ``place`` and a token that may come there, if that is known."""
@@ -182,7 +182,8 @@ class DocumentPlaces:
 
     def keep_state(self, place: Place, lexer: Lexer, state: LLMatcher) -> None:
         """Have others that come to ``place`` go on from ``state``."""
-        if place.is_kept:
+        if place.is_kept and self._num_states < MAX_STATES:
+            self._num_states += 1
             place.state = lexer, state.deep_copy()
             self._count(STATE_BYTES)
 

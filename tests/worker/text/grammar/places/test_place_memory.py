@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, tokenizer_of
-from tests.worker.text.grammar.places.test_document_places import TEXT, matcher_behind, place_of, record
+from tests.worker.text.grammar.places.test_document_places import TEXT, matcher_behind, matcher_of, place_of, record
 from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
-from worker.text.grammar.places import place_memory
+from worker.text.grammar.places import document_places, place_memory
 
 
 def test_of_all_grammars_those_that_learned_last_keep_what_they_know(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,3 +24,19 @@ def test_of_all_grammars_those_that_learned_last_keep_what_they_know(monkeypatch
     place_of(beginnings[0], '{"a":"x')
     assert behind.take(beginnings[1]._rule.alphabet.quote_id, 90) == behind._rule.alphabet.quote_id
     assert compiler._place_memory._num_bytes <= place_memory.MAX_BYTES
+
+
+def test_so_many_places_keep_what_llguidance_has_taken_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(document_places, "MAX_STATES", 1)
+    beginning = matcher_of(record(a=TEXT))
+    for number in range(2):
+        answer, states = beginning.copy(), []
+        for byte in b'{"a":"xyz':
+            answer.batch.masks([(answer, 400)])
+            answer.take(answer._rule.alphabet.of_byte(byte), 400)
+            if number:  # it has taken nothing by itself
+                assert answer.state is not None
+                states.append(answer.place.state is not None)
+    assert sum(states) == 1
+    beginning.places.forget()
+    assert answer.place.state is None
