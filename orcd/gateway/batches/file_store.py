@@ -72,9 +72,9 @@ class FileStore:
             try:
                 with place.path(data).open("xb") as file:
                     async for chunk in chunks:
-                        file.write(chunk)
+                        await asyncio.to_thread(file.write, chunk)
                     file.flush()
-                    os.fsync(file.fileno())
+                    await asyncio.to_thread(os.fsync, file.fileno())
                 await asyncio.to_thread(place.keep, data)
                 return await asyncio.to_thread(self.describe, place, file_id, filename=filename, purpose=purpose)
             except BaseException:

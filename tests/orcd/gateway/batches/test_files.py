@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +161,23 @@ def test_a_file_for_which_the_disk_has_no_room_is_an_error_of_the_server_that_sa
     assert (caught.value.status_code, caught.value.code) == (503, "files_unavailable")
     assert "No space left on device" in caught.value.message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_else_waits_for_the_disk_that_an_upload_goes_to(
+    sdk: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_slow, may_end = threading.Event(), threading.Event()
+
+    def slow(_: int) -> None:
+        is_slow.set()
+        may_end.wait(60)
+
+    monkeypatch.setattr("os.fsync", slow)
+    with ThreadPoolExecutor() as pool:
+        upload = pool.submit(sdk.files.create, file=("a", b"x"), purpose="batch")
+        try:
+            assert is_slow.wait(60)
+            assert list(sdk.with_options(timeout=10).files.list()) == []
+        finally:
+            may_end.set()
+        assert upload.result().bytes == 1
