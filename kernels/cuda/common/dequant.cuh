@@ -289,8 +289,9 @@ DEVICE u32 pair_of(const Raw<F>& raw, const Scales<F>& scales, int row, int q) {
         u32 value;
         if ((q & 3) == 0) value = word & 0x8E008E00u;
         if ((q & 3) == 1) value = word << 3 & 0x8E008E00u;
-        if ((q & 3) == 2) value = (word << 1 & 0x80008000u) | (word << 6 & 0x0E000E00u);
-        if ((q & 3) == 3) value = (word << 2 & 0x80008000u) | (word << 9 & 0x0E000E00u);
+        // A product shifts sign and magnitude at once; what is carried on stays below the bits that are wanted.
+        if ((q & 3) == 2) value = (word & 0x40384038u) * (2u + 64u) & 0x8E008E00u;
+        if ((q & 3) == 3) value = (word & 0x20072007u) * (4u + 512u) & 0x8E008E00u;
         return half2_multiply(value, scale);
     }
     if constexpr (L::code_bits == 3) {  // see `three_bits_at`

@@ -6,19 +6,21 @@
 constexpr int WARPGROUP = 128;
 constexpr int STORE_BARRIERS = 1;  // named barriers: each warpgroup that multiplies has one
 
-// The block synchronises for a group of chunks; groups begin anew with each partition, whose last one may be short.
-// Shared memory, in this order: groups of x, at multiples of 1024 bytes; groups of weights of the block's rows; outputs
-// of each warpgroup on their way; barriers.
-struct Ring : GroupedRing<SIZE> {
-    using T = GroupedRing<SIZE>;
+// The block synchronises for a stage of one or two units of columns; stages begin anew with each partition, whose first
+// one may be short. Shared memory, in this order: stages of x, at multiples of 1024 bytes; stages of weights of the
+// block's rows; outputs of each warpgroup on their way; barriers.
+struct Ring : GroupedRing<FORMAT, SIZE> {
+    using T = GroupedRing<FORMAT, SIZE>;
     using L = Layout<FORMAT>;
+    static constexpr int units = T::chunks / L::chunks;  // of a stage
     static constexpr int box_bytes = SIZE * 128, x_bytes = T::chunks * box_bytes;
     static constexpr int unit_bytes = 4 * L::unit_bytes;  // of 64 rows
-    static constexpr int block_bytes = T::chunks * unit_bytes, weight_bytes = GROUPS * block_bytes;
+    static constexpr int block_bytes = units * unit_bytes, weight_bytes = GROUPS * block_bytes;
     static constexpr int weights_at = T::stages * x_bytes, stores_at = weights_at + T::stages * weight_bytes;
-    static constexpr int full_at = stores_at + GROUPS * STORE_BYTES, empty_at = full_at + 8 * T::stages;
-    static_assert(L::chunks == 1 && !L::has_grid, "a unit is a chunk");
-    static_assert(1024 + empty_at + 8 * T::stages <= T::num_bytes, "see `grouped_ring`");
+    static constexpr int full_at = stores_at + GROUPS * T::store_bytes, empty_at = full_at + 8 * T::stages;
+    static_assert(!L::has_grid, "nothing loads a grid");
+    static_assert(units * L::chunks == T::chunks && (units == 1 || units == 2), "of a stage");
+    static_assert(empty_at + 8 * T::stages <= T::num_bytes, "see `grouped_ring`");
     static_assert(T::stages >= 2, "a stage is filled while another one is read");
 };
 
@@ -66,30 +68,30 @@ DEVICE void copy_tiles(const GroupedParams& t, u32 shared, int row_group) {
         const bool exists = row_block * 64 < matrix.num_rows;
         const u8* weights =
             matrix.packed + tiles.entry.x * matrix.expert_bytes + (i64)row_block * matrix.num_units * R::unit_bytes;
-        for (int partition = 0, chunk = 0; partition < matrix.num_partitions; partition++) {
+        for (int partition = 0, unit = 0; partition < matrix.num_partitions; partition++) {
             const int end = partition_start(partition + 1, matrix);
+            int count = (end - unit) % R::units ? 1 : R::units;
 #pragma unroll 1
-            for (; chunk < end; chunk += R::chunks) {
-                const int count = min(R::chunks, end - chunk);
+            for (; unit < end; unit += count, count = R::units) {
                 const u32 full = shared + R::full_at + 8 * place.stage;
                 barrier_wait(shared + R::empty_at + 8 * place.stage, place.phase ^ 1);
                 if (row_group == X) {
-                    barrier_arrive_expecting(full, count * box_bytes);
+                    barrier_arrive_expecting(full, count * (R::L::chunks * box_bytes));
 #pragma unroll
                     for (int i = 0; i < R::chunks; i++)
-                        if (i < count)
-                            copy_box(shared + place.stage * R::x_bytes + i * R::box_bytes, x_map, (chunk + i) * 64,
-                                     tiles.entry.y, full);
+                        if (i < count * R::L::chunks)
+                            copy_box(shared + place.stage * R::x_bytes + i * R::box_bytes, x_map,
+                                     (unit * R::L::chunks + i) * 64, tiles.entry.y, full);
                 } else if (exists) {
                     barrier_arrive_expecting(full, count * R::unit_bytes);
                     copy_bulk(shared + R::weights_at + place.stage * R::weight_bytes + row_group * R::block_bytes,
-                              weights + chunk * R::unit_bytes, count * R::unit_bytes, full);
+                              weights + unit * R::unit_bytes, count * R::unit_bytes, full);
                 } else {
                     barrier_arrive(full);
                 }
                 place.advance(R::stages);
             }
-            chunk = end;
+            unit = end;
         }
     }
 }
@@ -107,13 +109,15 @@ DEVICE float4 load_quad(u32 address) {
 
 struct TileStore {
     const TiledParams& p;
-    u32 buffers;  // STORE_BYTES
+    u32 buffers;  // `store_bytes`
     int barrier;  // of the warpgroup
 
     // Gated activations are made where both their sums are; 32 tokens at a time.
     template <int KIND, int WIDTH>
     DEVICE void store_gated(const int4& entry, int first_row, const Accumulators<WIDTH>& sums) const {
         constexpr int stride = 32 * 2 + 16;  // bytes of a token: no bank conflicts
+        constexpr bool is_twice = 2 * 32 * stride <= Ring::store_bytes;
+        static_assert(32 * stride <= Ring::store_bytes, "32 tokens");
         const Epilogue epilogue(p.output, KIND);
         const int thread = threadIdx.x % WARPGROUP, warp = thread / 32, lane = thread % 32;
         const int row = first_row + warp * 16 + lane / 4, part = thread % 4;
@@ -131,7 +135,8 @@ struct TileStore {
                     y[i] = pack_half2(epilogue.value(gate.of(d[0]), up.of(d[2]), NO_RESIDUAL),
                                       epilogue.value(gate.of(d[1]), up.of(d[3]), NO_RESIDUAL));
                 }
-                const u32 buffer = buffers + n / 4 % 2 * (32 * stride);
+                const u32 buffer = buffers + (is_twice ? n / 4 % 2 * (32 * stride) : 0);
+                if (n == 0 || !is_twice) synchronise(barrier, WARPGROUP);  // what lay there has been read
                 store_matrices_transposed(y, buffer + lane * stride + warp * 16);
                 synchronise(barrier, WARPGROUP);
                 const int token = 8 * n + thread / 4;
@@ -140,10 +145,12 @@ struct TileStore {
                         load_quad(buffer + thread / 4 * stride + part * 16);
             }
     }
-    // Sums as they are, 16 tokens at a time.
+    // Sums as they are.
     template <int WIDTH>
     DEVICE void store_floats(const int4& entry, int first_row, const Accumulators<WIDTH>& sums) const {
         constexpr int stride = (64 + 4) * 4;  // bytes of a token: no bank conflicts
+        constexpr int parts = Ring::store_tokens / 8;
+        static_assert(2 * 8 * parts * stride <= Ring::store_bytes, "twice");
         const Epilogue epilogue(p.output, STORE_FLOAT);
         const int thread = threadIdx.x % WARPGROUP, warp = thread / 32, lane = thread % 32;
         const int row = first_row + thread % 16 * 4, own = thread / 16;
@@ -153,12 +160,13 @@ struct TileStore {
         float* out = (float*)p.output.out + epilogue.index(entry.y, row);
         const u32 to = buffers + 2 * (lane % 4) * stride + (warp * 16 + lane / 4) * 4;
         const u32 from = buffers + own * stride + thread % 16 * 16;
+        synchronise(barrier, WARPGROUP);  // what lay there has been read
 #pragma unroll
-        for (int n = 0; n < WIDTH / 8; n += 2)
+        for (int n = 0; n < WIDTH / 8; n += parts)
             if (8 * n < entry.z) {
-                const u32 buffer = n / 2 % 2 * (16 * stride);
+                const u32 buffer = n / parts % 2 * (8 * parts * stride);
 #pragma unroll
-                for (int j = 0; j < 2; j++)
+                for (int j = 0; j < parts; j++)
 #pragma unroll
                     for (int i = 0; i < 4; i++)
                         asm volatile("st.shared.f32 [%0], %1;"
@@ -167,13 +175,13 @@ struct TileStore {
                                      : "memory");
                 synchronise(barrier, WARPGROUP);
 #pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    float4 v = load_quad(from + buffer + 8 * i * stride);
+                for (int j = 0; j < parts; j++) {
+                    float4 v = load_quad(from + buffer + 8 * j * stride);
                     v.x = epilogue.value(rows[0].of(v.x), 0.0f, NO_RESIDUAL),
                     v.y = epilogue.value(rows[1].of(v.y), 0.0f, NO_RESIDUAL);
                     v.z = epilogue.value(rows[2].of(v.z), 0.0f, NO_RESIDUAL),
                     v.w = epilogue.value(rows[3].of(v.w), 0.0f, NO_RESIDUAL);
-                    const int token = 8 * n + own + 8 * i;
+                    const int token = 8 * (n + j) + own;
                     if (exists && token < entry.z) *(float4*)(out + (i64)token * p.output.stride) = v;
                 }
             }
@@ -192,35 +200,61 @@ struct TileStore {
 
 struct Multiplier {
     using R = Ring;
+    using L = Layout<FORMAT>;
 
     const MatrixParams& matrix;
     const TileStore store;
     u32 shared, weights;  // those of the warp's 16 rows, in the first stage
     int warpgroup, warp, lane;
+    u64 x_descriptor;  // of the first stage
     RingPlace place;
-    int in_group = 0;  // which chunk of its group is next
 
-    // Not by a branch, for which the compiler would not let products run on. `barrier` 0: there is none.
+    // All lanes have read the stage of `barrier`; 0: there is none. Not by a branch, for which the compiler would not
+    // let products run on.
     DEVICE void release(u32 barrier) const {
+        __syncwarp();
         asm volatile(
             "{.reg .pred p; setp.ne.u32 p, %1, 0;\n"
             "@p mbarrier.arrive.shared::cta.b64 _, [%0];}" ::"r"(barrier),
             "r"(lane == 0 ? barrier : 0)
             : "memory");
     }
-    DEVICE void load(Raw<FORMAT>& raw) const {
-        if (in_group == 0) barrier_wait(shared + R::full_at + 8 * place.stage, place.phase);
-        raw.load_shared(weights + place.stage * R::weight_bytes + in_group * R::unit_bytes, 0, lane);
+    DEVICE void load(Raw<FORMAT>& raw, u32 stage, int chunk) const {
+        raw.load_shared(weights + stage * R::weight_bytes + chunk / L::chunks * R::unit_bytes, chunk % L::chunks, lane);
     }
-    // To the next chunk. Returns the barrier of the stage if it was its last.
-    DEVICE u32 advance(bool is_last) {
-        if (R::chunks > 1 && !is_last && ++in_group < R::chunks) return 0;
-        const u32 barrier = shared + R::empty_at + 8 * place.stage;
-        in_group = 0;
-        place.advance(R::stages);
-        return barrier;
+    DEVICE void load_first(Raw<FORMAT>& raw) const {
+        barrier_wait(shared + R::full_at + 8 * place.stage, place.phase);
+        load(raw, place.stage, 0);
     }
 
+    // The products of a stage of COUNT chunks. `raw` is the first one's, and in the end the next stage's, unless this
+    // is the tile's last one. `previous`: the barrier of the stage whose last products may still run.
+    template <int COUNT, int WIDTH>
+    DEVICE void multiply_stage(Accumulators<WIDTH>& acc, Raw<FORMAT>& raw, u32& previous, const RowBase& base,
+                               bool is_last) {
+        const u32 stage = place.stage;
+        const u64 descriptor = x_descriptor + stage * (R::x_bytes / 16);
+        u32 a[2][4];  // while a step's products run, the next one is dequantised
+        place.advance(R::stages);
+#pragma unroll
+        for (int chunk = 0; chunk < COUNT; chunk++) {
+            const Scales<FORMAT> scales(raw, base);
+#pragma unroll
+            for (int step = 0; step < 4; step++) {
+                wgmma_wait<1>();
+#pragma unroll
+                for (int i = 0; i < L::code_words; i++) compute_now(raw.code[i]);  // not before
+                if (chunk == 0 && step == 1) release(previous);
+                fragment_of<FORMAT>(raw, scales, step, a[step % 2]);
+                wgmma_fence();
+                wgmma_64(acc.d, a[step % 2], descriptor + chunk * (R::box_bytes / 16) + 2 * step);
+                wgmma_commit();
+            }
+            if (chunk + 1 < COUNT) load(raw, stage, chunk + 1);
+        }
+        if (!is_last) load_first(raw);
+        previous = shared + R::empty_at + 8 * stage;
+    }
     template <int WIDTH>
     DEVICE void multiply_tile(const int4& entry, int row_block) {
         const RowBase base = row_base(matrix, entry.x, (row_block * GROUPS + warpgroup) * 4 + warp, lane);
@@ -228,30 +262,21 @@ struct Multiplier {
         Accumulators<HAS_PARTITIONS ? WIDTH : 8> total;
         acc.clear(), total.clear();
         Raw<FORMAT> raw;
-        load(raw);
-        u32 previous = 0;  // the barrier of the stage whose last products may still run
+        load_first(raw);
+        u32 previous = 0;
 #pragma unroll 1
-        for (int partition = 0, chunk = 0; partition < matrix.num_partitions; partition++) {
+        for (int partition = 0, unit = 0; partition < matrix.num_partitions; partition++) {
             const int end = partition_start(partition + 1, matrix);
-#pragma unroll 1
-            while (chunk < end) {
-                const Scales<FORMAT> scales(raw, base);
-                const u64 descriptor =
-                    wgmma_descriptor(shared + place.stage * R::x_bytes + (R::chunks > 1 ? in_group * R::box_bytes : 0));
-                u32 a[2][4];  // while a step's products run, the next one is dequantised
-#pragma unroll
-                for (int step = 0; step < 4; step++) {
-                    wgmma_wait<1>();
-#pragma unroll
-                    for (int i = 0; i < Layout<FORMAT>::code_words; i++) compute_now(raw.code[i]);  // not before
-                    if (step == 1) release(previous);
-                    fragment_of<FORMAT>(raw, scales, step, a[step % 2]);
-                    wgmma_fence();
-                    wgmma_64(acc.d, a[step % 2], descriptor + 2 * step);
-                    wgmma_commit();
+            if constexpr (R::units > 1) {
+                if ((end - unit) % R::units) {
+                    multiply_stage<L::chunks>(acc, raw, previous, base, ++unit == matrix.num_units);
+                    wgmma_wait<0>();
                 }
-                previous = advance(++chunk == end);
-                if (chunk < matrix.num_units) load(raw);
+            }
+#pragma unroll 1
+            while (unit < end) {
+                unit += R::units;
+                multiply_stage<R::chunks>(acc, raw, previous, base, unit == matrix.num_units);
             }
             wgmma_wait<0>();
             if constexpr (HAS_PARTITIONS) {
@@ -280,8 +305,8 @@ struct Multiplier {
 KERNEL __launch_bounds__((1 + GROUPS) * WARPGROUP, Ring::blocks)
     matmul_grouped(const __grid_constant__ GroupedParams t) {
     using R = Ring;
-    extern __shared__ u8 unaligned[];
-    const u32 shared = (shared_address(unaligned) + 1023) & ~1023u;
+    extern __shared__ __align__(1024) u8 aligned[];
+    const u32 shared = shared_address(aligned);
     begin_ring(shared + R::full_at, R::stages, 1 + GROUPS, GROUPS * WARPGROUP / 32);
     wait_for_previous();
     const int warpgroup = threadIdx.x / WARPGROUP, warp = __shfl_sync(ALL_LANES, threadIdx.x / 32 % 4, 0);
@@ -291,9 +316,10 @@ KERNEL __launch_bounds__((1 + GROUPS) * WARPGROUP, Ring::blocks)
     } else {
         take_registers<R::registers>();
         const int own = warpgroup - 1;
-        const TileStore store{t.tiled, shared + R::stores_at + own * STORE_BYTES, STORE_BARRIERS + own};
+        const TileStore store{t.tiled, shared + R::stores_at + own * R::store_bytes, STORE_BARRIERS + own};
         const u32 weights = shared + R::weights_at + own * R::block_bytes + warp * Layout<FORMAT>::unit_bytes;
-        Multiplier multiplier{t.tiled.matrix, store, shared, weights, own, warp, (int)threadIdx.x % 32, {}};
+        Multiplier multiplier{t.tiled.matrix,           store, shared, weights, own, warp, (int)threadIdx.x % 32,
+                              wgmma_descriptor(shared), {}};
         multiplier.multiply(t.tiled);
     }
 }

@@ -34,8 +34,6 @@ TILE_KERNEL(256, true)
         matmul_tiled_experts_##TOKENS(const __grid_constant__ HopperTiledParams t) {                   \
         if constexpr (Layout<FORMAT>::is_k && !Layout<FORMAT>::has_grid) experts::multiply<TOKENS>(t); \
     }
-EXPERTS_KERNEL(16)
-EXPERTS_KERNEL(32)
 EXPERTS_KERNEL(64)
 EXPERTS_KERNEL(128)
 #else

@@ -15,7 +15,7 @@ struct PlanParams {
     int* counts;                // [blocks, num_experts] of each block's pairs; of one block null
     int* rows;                  // [num_pairs] token of each pair, pairs sorted by expert
     int* places;                // [num_pairs] where each pair went
-    TilesParams gate_up, down;  // in which they are multiplied
+    TilesParams gate_up, down;  // in which they are multiplied; the latter null: in the same
     int num_pairs, num_experts, num_used;
 };
 
@@ -134,7 +134,7 @@ KERNEL __launch_bounds__(PLAN_THREADS) moe_plan(const __grid_constant__ PlanPara
     });
     if (blockIdx.x > 0) return;
     write_tiles(p.gate_up, starts, p.num_experts);
-    write_tiles(p.down, starts, p.num_experts);
+    if (p.down.tiles) write_tiles(p.down, starts, p.num_experts);
 }
 
 struct GatherParams {
@@ -174,45 +174,64 @@ struct CombineParams {
     int adds;
 };
 
-constexpr int COMBINED_AHEAD = 8;  // experts whose results are fetched before the first is used
-
-// Dynamic shared memory: float [num_used].
-KERNEL __launch_bounds__(256) moe_combine(const __grid_constant__ CombineParams p) {
+// USED: experts of a token, if the compiler is to know; else 0.
+template <int USED>
+DEVICE void combine(const CombineParams& p) {
+    constexpr int AHEAD = USED ? USED : 8;  // experts whose results are fetched before the first is used
+    const int num_used = USED ? USED : p.num_used;
     const int quads = p.width / 4, token = blockIdx.y, i = blockIdx.x * blockDim.x + threadIdx.x;
     const bool inside = i < quads;
     // All but the results was there before the previous kernel began.
     acquire();
     float4* to = (float4*)(p.out + (i64)token * p.width) + i;
-    float4 sum = inside && p.adds ? *to : float4{}, ahead[COMBINED_AHEAD];
-    const float* routing_weights = p.routing_weights + token * p.num_used;
+    float4 sum = inside && p.adds ? *to : float4{}, ahead[AHEAD];
+    const float* routing_weights = p.routing_weights + token * num_used;
     if (!p.routing_weights) {
         if (threadIdx.x < 32) {
-            const bool is_used = threadIdx.x < p.num_used;
-            const int expert = is_used ? p.experts[token * p.num_used + threadIdx.x] : 0;
-            const float weight = routing_weight(p.logits[(i64)token * p.num_experts + expert], p.num_used);
+            const bool is_used = threadIdx.x < num_used;
+            const int expert = is_used ? p.experts[token * num_used + threadIdx.x] : 0;
+            const float weight = routing_weight(p.logits[(i64)token * p.num_experts + expert], num_used);
             if (is_used) shared[threadIdx.x] = weight;
         }
         __syncthreads();
         routing_weights = shared;
     }
+    auto weight_of = [&](int rank) {
+        const float weight = routing_weights[rank];
+        return p.output_scales ? weight * p.output_scales[p.experts[token * num_used + rank]] : weight;
+    };
+    auto row_of = [&](int rank) {
+        const int pair = token * num_used + rank;
+        return p.places ? p.places[pair] : pair;
+    };
+    auto result = [&](int row) { return ((const float4*)(p.results + (i64)row * p.width))[i]; };
+    auto add = [&](float weight, float4 v) {
+        sum.x = fmaf(weight, v.x, sum.x), sum.y = fmaf(weight, v.y, sum.y);
+        sum.z = fmaf(weight, v.z, sum.z), sum.w = fmaf(weight, v.w, sum.w);
+    };
+    float weights[AHEAD];
+    int rows[AHEAD];
+#pragma unroll
+    for (int rank = 0; rank < AHEAD; rank++)
+        if (rank < num_used) weights[rank] = weight_of(rank), rows[rank] = row_of(rank);
     wait_for_previous();
     if (!inside) return;
-    auto result = [&](int rank) {
-        const int pair = token * p.num_used + rank, row = p.places ? p.places[pair] : pair;
-        return ((const float4*)(p.results + (i64)row * p.width))[i];
-    };
 #pragma unroll
-    for (int rank = 0; rank < COMBINED_AHEAD; rank++)
-        if (rank < p.num_used) ahead[rank] = result(rank);
-    auto add = [&](int rank, float4 v) {
-        float routing_weight = routing_weights[rank];
-        if (p.output_scales) routing_weight *= p.output_scales[p.experts[token * p.num_used + rank]];
-        sum.x = fmaf(routing_weight, v.x, sum.x), sum.y = fmaf(routing_weight, v.y, sum.y);
-        sum.z = fmaf(routing_weight, v.z, sum.z), sum.w = fmaf(routing_weight, v.w, sum.w);
-    };
+    for (int rank = 0; rank < AHEAD; rank++)
+        if (rank < num_used) ahead[rank] = result(rows[rank]);
 #pragma unroll
-    for (int rank = 0; rank < COMBINED_AHEAD; rank++)
-        if (rank < p.num_used) add(rank, ahead[rank]);
-    for (int rank = COMBINED_AHEAD; rank < p.num_used; rank++) add(rank, result(rank));
+    for (int rank = 0; rank < AHEAD; rank++)
+        if (rank < num_used) add(weights[rank], ahead[rank]);
+    for (int rank = AHEAD; rank < num_used; rank++) add(weight_of(rank), result(row_of(rank)));
     *to = sum;
+}
+
+// Dynamic shared memory: float [num_used].
+KERNEL __launch_bounds__(256) moe_combine(const __grid_constant__ CombineParams p) {
+    if (p.num_used == 4)
+        combine<4>(p);
+    else if (p.num_used == 8)
+        combine<8>(p);
+    else
+        combine<0>(p);
 }

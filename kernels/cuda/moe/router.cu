@@ -210,10 +210,10 @@ KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 2) moe_logits_pairs(const __grid_
     logits_of_many<2, 8>(p);
 }
 
-// This is for still more tokens, and rows of up to QUADS * PARTITION_STEP columns: a lane holds what it has of TOKENS
-// rows, normed, while it goes through `block_experts` experts, two at a time. A block has two groups of NORM_PARTITIONS
-// warps, with as many rows each, so that the second one finds the weights in the L1 cache. Dynamic shared memory: float
-// [2 TOKENS][2 NORM_PARTITIONS + NORM_PARTITIONS SLAB_EXPERTS].
+// This is for dozens of tokens and more, and rows of up to QUADS * PARTITION_STEP columns: a lane holds what it has of
+// TOKENS rows, normed, while it goes through `block_experts` experts, two at a time. A block has two groups of
+// NORM_PARTITIONS warps, with as many rows each, so that the second one finds the weights in the L1 cache. Dynamic
+// shared memory: float [2 TOKENS][2 NORM_PARTITIONS + NORM_PARTITIONS SLAB_EXPERTS].
 constexpr int GROUPS = 2;
 template <int TOKENS, int QUADS>
 DEVICE void logits_of_most(const RouteParams& p) {

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.ops.layers.grouped_matmul import can_group, grouped_size
+from kernels.ops.layers.grouped_matmul import grouped_size
 from kernels.ops.matmul_params import ExpertTiles
 from kernels.ops.matmul_tuning import LARGEST_SIZE, routed_sizes, routed_tile_size
 from kernels.runtime.cuda_constants import declare_constants
@@ -38,7 +38,7 @@ class PlanParams(CudaStruct, source="moe/moe"):
     rows: Pointer  # [num_pairs] int32: token of each pair, pairs sorted by expert
     places: Pointer  # [num_pairs] int32: where each pair went
     gate_up: TilesParams
-    down: TilesParams
+    down: TilesParams  # null: the same
     num_pairs: Int32
     num_experts: Int32
     num_used: Int32
@@ -66,9 +66,7 @@ def tile_sizes(gpu: GpuSpec, experts: Experts, num_tokens: int, num_used: int, n
     """Tokens of the tiles of gates and up projections, and of those of down projections."""
 
     def size_of(*matrices: PackedMatrix) -> int:
-        grouped = None
-        if len(matrices) == 1 and can_group(gpu, *matrices):
-            grouped = grouped_size(matrices[0].num_partitions, num_tokens, num_used, num_experts)
+        grouped = grouped_size(gpu, matrices[0], num_tokens, num_used) if len(matrices) == 1 else None
         return grouped or routed_tile_size(routed_sizes(gpu, *matrices), num_tokens, num_used, num_experts)
 
     return size_of(*experts.gate_up), size_of(experts.down)
@@ -82,12 +80,12 @@ def plan_experts(context: Context, chosen: DeviceArray, num_experts: int, sizes:
         max_tiles = min(num_experts, num_pairs) + num_pairs // size
         return ExpertTiles(context.scratch((max_tiles, 4), np.int32), context.scratch((1,), np.int32), size)
 
-    plan = ExpertPlan(
-        context.scratch((num_pairs,), np.int32), context.scratch((num_pairs,), np.int32), *map(tiles_of, sizes)
-    )
-    gate_up, down = (
+    rows, places = (context.scratch((num_pairs,), np.int32) for _ in range(2))
+    lists = {size: tiles_of(size) for size in sizes}
+    plan = ExpertPlan(rows, places, *(lists[size] for size in sizes))
+    gate_up, *other = (
         TilesParams(tiles=tiles.entries.pointer, num_tiles=tiles.num_tiles.pointer, tile_pairs=tiles.size)
-        for tiles in (plan.gate_up, plan.down)
+        for tiles in lists.values()
     )
     num_blocks = -(-num_pairs // _PLAN_PAIRS)
     counts = context.scratch((num_blocks, num_experts), np.int32) if num_blocks > 1 else None
@@ -97,7 +95,7 @@ def plan_experts(context: Context, chosen: DeviceArray, num_experts: int, sizes:
         rows=plan.rows.pointer,
         places=plan.places.pointer,
         gate_up=gate_up,
-        down=down,
+        down=other[0] if other else TilesParams(tiles=0, num_tiles=0, tile_pairs=0),
         num_pairs=num_pairs,
         num_experts=num_experts,
         num_used=num_used,

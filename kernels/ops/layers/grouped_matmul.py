@@ -1,4 +1,4 @@
-"""Products of many tokens with experts in MXFP4 on Hopper, in tiles of one expert each, by blocks that stay.
+"""Products of experts in MXFP4 and K formats on Hopper: many tokens in tiles of one expert each, by blocks that stay.
 
 The same bits as `kernels.ops.matmul.multiply_tiled` gives.
 """
@@ -18,10 +18,9 @@ from kernels.runtime.driver import MAP_ALIGNMENT, MAP_BYTES
 from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.runtime.tma import tensor_map
-from kernels.weights.formats import CHUNK, FORMATS
+from kernels.weights.formats import CHUNK, FORMATS, Format
 from kernels.weights.packed import PackedMatrix
 
-FORMAT = FORMATS["MXFP4"]
 MOST_WIDTHS = 8
 GROUPS = 2
 """Of 64 outputs each, that a block computes."""
@@ -34,25 +33,30 @@ class GroupedSize(NamedTuple):
     least: int  # and no narrower
     blocks: int  # of an SM
     chunks: int  # of 64 columns between two barriers
-    most_tokens: float  # that experts have on average
 
 
-GROUPED_SIZES = {
-    64: GroupedSize(step=16, least=16, blocks=2, chunks=2, most_tokens=40),
-    160: GroupedSize(step=32, least=32, blocks=1, chunks=1, most_tokens=192),
-    256: GroupedSize(step=32, least=64, blocks=1, chunks=1, most_tokens=math.inf),
+MXFP4_SIZES = {
+    64: GroupedSize(step=16, least=16, blocks=2, chunks=2),
+    160: GroupedSize(step=32, least=32, blocks=1, chunks=1),
+    256: GroupedSize(step=32, least=64, blocks=1, chunks=1),
 }
-"""By the tokens of a tile. Which takes least time was measured with GPT-OSS's experts on an H200, unevenly chosen."""
+"""By the tokens of a tile."""
+_MXFP4_MOST_TOKENS = {64: 40, 160: 192, 256: math.inf}
+"""That experts have on average. It was measured with GPT-OSS's experts on an H200, unevenly chosen."""
+K_SIZES = {
+    16: GroupedSize(step=16, least=16, blocks=2, chunks=4),
+    32: GroupedSize(step=16, least=16, blocks=2, chunks=4),
+}
 MOST_SUMMED = 160
 """Tokens of the tiles of matrices of several partitions."""
-LEAST_TOKENS = 20
+LEAST_TOKENS = 8
 """Of an expert on average: for fewer, matmul_tiled_N takes less time."""
 
 _SOURCE = "matmul/matmul_grouped"
 _REGISTERS = {1: 240, 2: 104}  # of a thread that multiplies, by the blocks of an SM
-_STORE_BYTES = 2 * 16 * (64 + 4) * 4  # of shared memory for the outputs of a group
+_STORE_TOKENS = {1: 16, 2: 8}  # whose float32 outputs a group stores together, by the blocks of an SM
 _SM_BYTES = 226 * 1024
-_ALIGNMENT, _BARRIER_BYTES = 1024, 256
+_BARRIER_BYTES = 256
 _MOST_STAGES = 12
 
 
@@ -71,60 +75,86 @@ class GroupedRing(NamedTuple):
     chunks: int  # of a stage
     stages: int  # of x and of weights
     num_bytes: int
+    store_tokens: int
+    store_bytes: int  # for the outputs of a group
     blocks: int  # of an SM
     registers: int
 
 
+def sizes_of(format_: Format) -> dict[int, GroupedSize]:
+    """By the tokens of a tile, the kernels for weights of this format."""
+    if format_.has_exponents:
+        return MXFP4_SIZES
+    return K_SIZES if format_.is_streamed else {}
+
+
 @lru_cache
-def grouped_ring(size: int) -> GroupedRing:
+def grouped_ring(format_: Format, size: int) -> GroupedRing:
     """As many stages as fit."""
-    step, least, blocks, chunks, _ = GROUPED_SIZES[size]
-    rest = _ALIGNMENT + _BARRIER_BYTES + GROUPS * _STORE_BYTES
-    stage_bytes = chunks * (GROUPS * 4 * FORMAT.unit_bytes + size * CHUNK * 2)
+    step, least, blocks, chunks = sizes_of(format_)[size]
+    store_bytes = 2 * _STORE_TOKENS[blocks] * (64 + 4) * 4
+    rest = _BARRIER_BYTES + GROUPS * store_bytes
+    weight_bytes = chunks // format_.unit_chunks * GROUPS * 4 * format_.unit_bytes
+    stage_bytes = weight_bytes + chunks * size * CHUNK * 2
     stages = min(_MOST_STAGES, (_SM_BYTES // blocks - rest) // stage_bytes)
-    return GroupedRing(step, least, chunks, stages, rest + stages * stage_bytes, blocks, _REGISTERS[blocks])
+    return GroupedRing(
+        step=step,
+        least=least,
+        chunks=chunks,
+        stages=stages,
+        num_bytes=rest + stages * stage_bytes,
+        store_tokens=_STORE_TOKENS[blocks],
+        store_bytes=store_bytes,
+        blocks=blocks,
+        registers=_REGISTERS[blocks],
+    )
+
+
+def _has_partitions(format_: Format, num_partitions: int) -> int:
+    """Whether a kernel is for several partitions; of K formats each is."""
+    return int(num_partitions > 1 or not format_.has_exponents)
 
 
 def variants() -> list[Variant]:
     """What of matmul_grouped.cu is compiled."""
     return [
-        (_SOURCE, {"FORMAT": FORMAT.name, "SIZE": size, "HAS_PARTITIONS": has_partitions})
-        for size in GROUPED_SIZES
-        for has_partitions in ((0, 1) if size <= MOST_SUMMED else (0,))
+        (_SOURCE, {"FORMAT": name, "SIZE": size, "HAS_PARTITIONS": has_partitions})
+        for name, each in FORMATS.items()
+        for size in sizes_of(each)
+        for has_partitions in sorted({_has_partitions(each, number) for number in (1, 2)})
+        if size <= MOST_SUMMED or not has_partitions
     ]
-
-
-def can_group(gpu: GpuSpec, *matrices: PackedMatrix) -> bool:
-    """Whether there are kernels for all of ``matrices``."""
-    return gpu.has_wgmma and all(matrix.format is FORMAT and matrix.num_rows % 16 == 0 for matrix in matrices)
 
 
 def is_suitable(gpu: GpuSpec, product: Product, size: int) -> bool:
     """Whether `multiply_grouped` can make the product in tiles of ``size`` tokens."""
     matrix, alignment = product.matrix, 16 // product.out.dtype.itemsize  # of what is stored at once
     return (
-        can_group(gpu, matrix)
-        and size in GROUPED_SIZES
+        gpu.has_wgmma
+        and size in sizes_of(matrix.format)
+        and matrix.num_rows % 16 == 0
         and (size <= MOST_SUMMED or matrix.num_partitions == 1)
         and (product.epilogue.is_gated or product.epilogue is Epilogue.STORE_FLOAT)
         and not any(number % alignment for number in (product.column, product.out.shape[1]))
     )
 
 
-def grouped_size(num_partitions: int, num_tokens: int, num_used: int, num_experts: int) -> int | None:
-    """Tokens of the tiles that take least time for experts of ``num_tokens`` tokens; None: those of other kernels."""
-    expert_tokens = shaped_as(num_tokens) * num_used / num_experts
+def grouped_size(gpu: GpuSpec, matrix: PackedMatrix, num_tokens: int, num_used: int) -> int | None:
+    """Tokens of the tiles that take least time for experts of ``num_tokens`` tokens; None: `matmul_tuning` knows."""
+    expert_tokens = shaped_as(num_tokens) * num_used / matrix.num_experts
+    if not (gpu.has_wgmma and matrix.format.has_exponents and matrix.num_rows % 16 == 0):
+        return None
     if expert_tokens < LEAST_TOKENS:
         return None
-    sizes = [size for size in GROUPED_SIZES if num_partitions == 1 or size <= MOST_SUMMED]
-    return next((size for size in sizes if expert_tokens <= GROUPED_SIZES[size].most_tokens), sizes[-1])
+    sizes = [size for size in MXFP4_SIZES if matrix.num_partitions == 1 or size <= MOST_SUMMED]
+    return next((size for size in sizes if expert_tokens <= _MXFP4_MOST_TOKENS[size]), sizes[-1])
 
 
 def multiply_grouped(context: Context, product: Product, tiles: ExpertTiles) -> None:
     """The product in ``tiles``."""
     matrix, size = product.matrix, tiles.size
     assert is_suitable(context.gpu, product, size), f"{product} in tiles of {size}"
-    ring = grouped_ring(size)
+    ring = grouped_ring(matrix.format, size)
     widths = range(ring.step, size + 1, ring.step)
     x_maps = b"".join(tensor_map(product.x, (width, CHUNK)) for width in widths)
     context.launch(
@@ -134,16 +164,16 @@ def multiply_grouped(context: Context, product: Product, tiles: ExpertTiles) -> 
         128 * (1 + GROUPS),
         GroupedParams(tiled=tiled_params(product, tiles), x_maps=x_maps.ljust(MOST_WIDTHS * MAP_BYTES, b"\0")),
         shared_bytes=ring.num_bytes,
-        FORMAT=FORMAT.name,
+        FORMAT=matrix.format.name,
         SIZE=size,
-        HAS_PARTITIONS=int(matrix.num_partitions > 1),
+        HAS_PARTITIONS=_has_partitions(matrix.format, matrix.num_partitions),
     )
 
 
 declare_constants("matmul/matmul_grouped.cu", MOST_WIDTHS=MOST_WIDTHS)
-declare_constants("matmul/matmul_grouped.cuh", GROUPS=GROUPS, STORE_BYTES=_STORE_BYTES)
+declare_constants("matmul/matmul_grouped.cuh", GROUPS=GROUPS)
 declare_traits(
     "matmul/matmul_grouped.cuh",
     "GroupedRing",
-    {(size,): grouped_ring(size)._asdict() for size in GROUPED_SIZES},
+    {(name, size): grouped_ring(each, size)._asdict() for name, each in FORMATS.items() for size in sizes_of(each)},
 )

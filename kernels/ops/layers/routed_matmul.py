@@ -23,9 +23,9 @@ from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.weights.formats import CHUNK, FORMATS, Format
 
-STAYING_SIZES = (16, 32, 64, 128)
+STAYING_SIZES = (64, 128)
 """Tokens of the tiles of matmul_tiled_experts_N, whose blocks stay for one tile after the other."""
-_STAYING_BLOCKS = {16: 3, 32: 3, 64: 2, 128: 1}  # of an SM, at most
+_STAYING_BLOCKS = {64: 2, 128: 1}  # of an SM, at most
 _SM_BYTES = 225 * 1024
 _ROW_BYTES = 132 * 4  # of a token's float32 outputs in shared memory
 _GATED_BYTES = 144  # of its gated ones
@@ -42,18 +42,13 @@ class StayingRing(NamedTuple):
     blocks_per_sm: int
 
 
-def can_stay(format_: Format) -> bool:
-    """Whether matmul_tiled_experts_N is for weights of this format."""
-    return format_.unit_chunks == 4 and format_.grid is None
-
-
 @lru_cache
 def staying_ring(format_: Format, size: int) -> StayingRing:
     """For tiles of ``size`` tokens."""
     store_tokens = size // 2 if size > 64 else 16
     store_bytes = max(store_tokens * _ROW_BYTES, size * _GATED_BYTES)
     rest = 2 * 8 * format_.unit_bytes + store_bytes + _BARRIER_BYTES + _ALIGNMENT
-    stages = 3 if size in (32, 64) else 4
+    stages = 3 if size == 64 else 4
     num_bytes = rest + stages * 2 * size * CHUNK * 2
     blocks_per_sm = max(1, min(_STAYING_BLOCKS[size], _SM_BYTES // num_bytes))
     return StayingRing(stages, store_tokens, store_bytes, num_bytes, blocks_per_sm)
@@ -153,7 +148,7 @@ def _can_stay(gpu: GpuSpec, product: Product, tiles: ExpertTiles) -> bool:
     return (
         gpu.has_wgmma
         and tiles.size in STAYING_SIZES
-        and can_stay(product.matrix.format)
+        and product.matrix.format.is_streamed
         and product.epilogue in (Epilogue.SWIGLU, Epilogue.GEGLU, Epilogue.STORE_FLOAT)
         and not any(number % alignment for number in (product.column, product.out.shape[1]))
         and product.matrix.num_rows % 16 == 0

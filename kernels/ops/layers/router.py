@@ -22,7 +22,7 @@ _MANY_TOKENS = 8  # of a block of moe_logits_many
 _MANY_EXPERTS = 8  # of it at once, or half of it
 _SLAB_EXPERTS = 32  # of a block at a time, so that two of them fit an SM
 _MOST_EXPERTS = 2  # of a block of moe_logits_most* at once
-_LEAST_TOKENS, _MOST_TOKENS = 64, 256  # for which rows are held in registers; and for thousands, where they are short
+_LEAST_TOKENS = 64  # for which rows are held in registers
 _HELD = (
     (2 * SHORT_WIDTH, "moe_logits_most", 2 * _MANY_TOKENS),
     (3 * SHORT_WIDTH, "moe_logits_most_wide", _MANY_TOKENS),
@@ -83,9 +83,8 @@ def variants() -> list[Variant]:
 def logits_shape(gpu: GpuSpec, num_tokens: int, width: int, num_experts: int) -> LogitsShape:
     """For so many tokens: about one block an SM of those that hold rows in registers, two of the others."""
     sums_bytes = NORM_PARTITIONS * (2 + _SLAB_EXPERTS) * 4  # of a token
-    has_each_some = num_tokens >= 2 * _MANY_TOKENS * gpu.num_sms and width <= _HELD[0][0]  # SM, of short rows
     for most, kernel, tokens in _HELD:
-        if width <= most and (_LEAST_TOKENS <= num_tokens <= _MOST_TOKENS or has_each_some):
+        if width <= most and num_tokens >= _LEAST_TOKENS:
             grid, block_experts = _cut(num_tokens, tokens, num_experts, gpu.num_sms, _MOST_EXPERTS)
             return LogitsShape(kernel, grid, 2 * 32 * NORM_PARTITIONS, tokens * sums_bytes, block_experts)
     kernel, tokens, token_bytes = "moe_logits_many", _MANY_TOKENS, 4 * width + sums_bytes

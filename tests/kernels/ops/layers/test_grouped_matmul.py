@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from kernels.devices.cuda import CudaDevice
 from kernels.ops.layers.expert_plan import gather_rows, plan_experts
-from kernels.ops.layers.grouped_matmul import GROUPED_SIZES, MOST_SUMMED, MOST_WIDTHS, grouped_size, multiply_grouped
+from kernels.ops.layers.grouped_matmul import (
+    MOST_SUMMED,
+    MOST_WIDTHS,
+    grouped_ring,
+    grouped_size,
+    multiply_grouped,
+    sizes_of,
+)
 from kernels.ops.matmul import multiply_tiled
 from kernels.ops.matmul_params import Epilogue, Product
-from kernels.ops.matmul_tuning import SHAPES_APART
+from kernels.ops.matmul_tuning import shaped_as
+from kernels.runtime.gpu_spec import H100
+from kernels.weights.formats import FORMATS
 from tests.kernels.conftest import Download, Upload
 from tests.kernels.ops.random_weights import random_weight, values_of
 from tests.kernels.ops.test_matmul import load, relative
+from tests.kernels.ops.test_matmul_tuning import matrix as matrix_of
 
 NUM_EXPERTS = 12
-# Not by this tool. A warp has read a stage of weights into registers before its first lane says so to the barrier that
-# the copies of the next ones wait for; the tool does not see that the other lanes have read it by then.
+# Not by this tool: it takes the barrier on which copies of weights wait for that of the lane which arrives there, and
+# does not see that the warp has synchronised before.
 RACECHECK = "racecheck"
 
 
@@ -29,38 +41,43 @@ def uneven(rng: np.random.Generator, most: int) -> NDArray[np.int32]:
     return rng.permutation(np.repeat(np.arange(NUM_EXPERTS), counts))[:, None].astype(np.int32)
 
 
-@pytest.mark.parametrize("num_partitions", [1, 2])
-def test_tiles_change_their_size_only_where_memory_is_planned(num_partitions: int) -> None:
-    sizes = [grouped_size(num_partitions, num_tokens, 4, 32) for num_tokens in range(5, 3000)]
+@pytest.mark.parametrize(("num_rows", "num_partitions"), [(5760, 1), (2880, 2)])
+def test_tiles_change_their_size_only_where_memory_is_planned(num_rows: int, num_partitions: int) -> None:
+    experts = replace(matrix_of("MXFP4", num_rows, 2880), num_experts=32)
+    assert experts.num_partitions == num_partitions
+    sizes = [grouped_size(H100, experts, num_tokens, 4) for num_tokens in range(5, 3000)]
     changes = [number for number in range(6, 3000) if sizes[number - 5] != sizes[number - 6]]
-    assert changes and all((number - 1) % SHAPES_APART == 0 for number in changes)
+    assert changes and all(shaped_as(number - 1) == number - 1 for number in changes)
     assert sizes[0] is None and max(filter(None, sizes)) == (256 if num_partitions == 1 else MOST_SUMMED)
 
 
-def test_every_width_of_a_tile_has_a_tensor_map() -> None:
-    for size, (step, least, *_) in GROUPED_SIZES.items():
-        assert size % step == 0 and least % step == 0 and size // step <= MOST_WIDTHS
+def test_every_width_of_a_tile_has_a_tensor_map_and_a_stage_is_filled_while_another_one_is_read() -> None:
+    for each in FORMATS.values():
+        for size, (step, least, *_) in sizes_of(each).items():
+            assert size % step == 0 and least % step == 0 and size // step <= MOST_WIDTHS
+            assert grouped_ring(each, size).stages > 1
 
 
 @pytest.mark.gpu
-@pytest.mark.sanitize("several partitions", but=RACECHECK)
+@pytest.mark.sanitize("*-several partitions", but=RACECHECK)
 @pytest.mark.parametrize(
     "shape", [(208, 768), (4096, 256), (4160, 256)], ids=["several partitions", "two partitions", "one partition"]
 )
+@pytest.mark.parametrize("name", [name for name, each in FORMATS.items() if sizes_of(each)])
 def test_products_have_the_bits_of_small_tiles_and_are_those_of_float64(
-    device: CudaDevice, upload: Upload, download: Download, shape: tuple[int, int]
+    device: CudaDevice, upload: Upload, download: Download, name: str, shape: tuple[int, int]
 ) -> None:
     """More tiles than there are blocks, of which some have few tokens, and one to several partitions."""
     if not device.context.gpu.has_wgmma:
         pytest.skip("for Hopper")
     rng = np.random.default_rng(7)
-    weight = random_weight("MXFP4", (NUM_EXPERTS, *shape), rng, bias=True)
-    unused = random_weight("MXFP4", (NUM_EXPERTS, 256, 256), rng)
+    weight = random_weight(name, (NUM_EXPERTS, *shape), rng, bias=True)
+    unused = random_weight(name, (NUM_EXPERTS, 256, 256), rng)
     matrix = load(device, lambda store: store.experts(unused, unused, weight)).down
     chosen = uneven(rng, 400)
     x = rng.normal(size=(chosen.size, shape[1])).astype(np.float16)
     found = {}
-    for size, multiply in [(16, multiply_tiled), *((size, multiply_grouped) for size in GROUPED_SIZES)]:
+    for size, multiply in [(16, multiply_tiled), *((size, multiply_grouped) for size in sizes_of(FORMATS[name]))]:
         if size > MOST_SUMMED and matrix.num_partitions > 1:
             continue
         plan = plan_experts(device.context, upload(chosen), NUM_EXPERTS, (size, size))
@@ -79,25 +96,26 @@ def test_products_have_the_bits_of_small_tiles_and_are_those_of_float64(
 
 
 @pytest.mark.gpu
-@pytest.mark.sanitize("SWIGLU", but=RACECHECK)
+@pytest.mark.sanitize("*-SWIGLU", but=RACECHECK)
 @pytest.mark.parametrize(
     "epilogue", [Epilogue.SWIGLU, Epilogue.CLAMPED_SWIGLU, Epilogue.GEGLU], ids=lambda kind: kind.name
 )
+@pytest.mark.parametrize(("name", "width"), [("MXFP4", 192), ("Q4_K", 256), ("Q6_K", 512)])
 def test_gated_products_have_the_bits_of_small_tiles(
-    device: CudaDevice, upload: Upload, download: Download, epilogue: Epilogue
+    device: CudaDevice, upload: Upload, download: Download, name: str, width: int, epilogue: Epilogue
 ) -> None:
     """Tiles of every width, in matrices whose last rows are no whole block's."""
     if not device.context.gpu.has_wgmma:
         pytest.skip("for Hopper")
-    rng, inner, width = np.random.default_rng(2), 2080, 192
-    gate, up = (random_weight("MXFP4", (NUM_EXPERTS, inner, width), rng, bias=True) for _ in "gu")
+    rng, inner = np.random.default_rng(2), 2080
+    gate, up = (random_weight(name, (NUM_EXPERTS, inner, width), rng, bias=True) for _ in "gu")
     down = random_weight("MXFP4", (NUM_EXPERTS, 64, inner), rng)
     (matrix,) = load(device, lambda store: store.experts(gate, up, down)).gate_up
     counts = [4, 40, 72, 104, 136, 152, 184, 216, 250, 0, 500, 1]
     chosen = rng.permutation(np.repeat(np.arange(NUM_EXPERTS), counts))[:, None].astype(np.int32)
     x = upload(rng.normal(size=(chosen.size, width)).astype(np.float16))
     found = {}
-    for size, multiply in [(16, multiply_tiled), *((size, multiply_grouped) for size in GROUPED_SIZES)]:
+    for size, multiply in [(16, multiply_tiled), *((size, multiply_grouped) for size in sizes_of(FORMATS[name]))]:
         plan = plan_experts(device.context, upload(chosen), NUM_EXPERTS, (size, size))
         inputs = gather_rows(device.context, x, plan.rows)
         out = upload(np.full((chosen.size, inner), np.nan, np.float16))
