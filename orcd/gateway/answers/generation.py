@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -83,9 +83,9 @@ class _StreamedAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with EventReader(self._call.gateway.client, self._job_id) as reader:
             await reader.wait_for_start()
-            await sse.response(self._frames(reader))(scope, receive, send)
+            await sse.response(self._frames(reader), _failure)(scope, receive, send)
 
-    async def _frames(self, reader: EventReader) -> AsyncIterator[bytes]:
+    async def _frames(self, reader: EventReader) -> AsyncGenerator[bytes, None]:
         num_seen = self._num_seen or 0
         async for event in reader.events(sse.PING_S):
             if event is None:
@@ -104,3 +104,7 @@ class _StreamedAnswer(Response):
             for chunk in made:
                 yield sse.frame(chunk, event_id=f"{self._job_id}:{self._chunks.num_tokens}")
         yield sse.DONE
+
+
+def _failure(error: ApiError) -> bytes:
+    return sse.frame(error.body) + sse.DONE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -140,9 +140,11 @@ class _Stream(Response):
         async with EventReader(self._call.gateway.client, self._job_id) as reader:
             if self._seen == NOTHING_SEEN and not kept.body.get("background"):
                 await reader.wait_for_start()
-            await sse.response(self._frames(reader, events))(scope, receive, send)
+            await sse.response(self._frames(reader, events), lambda error: _failure(error, events.num_tokens))(
+                scope, receive, send
+            )
 
-    async def _frames(self, reader: EventReader, events: ResponseEvents) -> AsyncIterator[bytes]:
+    async def _frames(self, reader: EventReader, events: ResponseEvents) -> AsyncGenerator[bytes, None]:
         num_seen = num_tokens_seen(self._seen)
         for made in events.begin():
             if made["sequence_number"] > self._seen:
@@ -154,11 +156,15 @@ class _Stream(Response):
             before = events.num_tokens
             for made in events.feed(event):
                 if before < num_seen < events.num_tokens:
-                    number = num_seen * STEPS + STEPS - 1
-                    yield _frame({"type": "error", "sequence_number": number, **sse.CANNOT_RESUME.body["error"]})
+                    yield _failure(sse.CANNOT_RESUME, num_seen)
                     return
                 if made["sequence_number"] > self._seen:
                     yield _frame(made)
+
+
+def _failure(error: ApiError, num_tokens: int) -> bytes:
+    """The last event of a stream that cannot go on behind that many tokens."""
+    return _frame({**error.body["error"], "type": "error", "sequence_number": num_tokens * STEPS + STEPS - 1})
 
 
 def _frame(event: Mapping[str, Any]) -> bytes:

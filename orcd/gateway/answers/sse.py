@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
 from starlette.responses import StreamingResponse
 
+from orcd.errors import OrcdError
 from orcd.gateway.api_error import ApiError
 
 CANNOT_RESUME = ApiError(
@@ -29,7 +31,19 @@ def frame(data: Any, *, event_id: str = "", event: str = "") -> bytes:
     return b"".join([*lines, b"data: ", _encoder.encode(data), b"\n\n"])
 
 
-def response(frames: AsyncIterator[bytes]) -> StreamingResponse:
-    """The answer that streams these frames; no proxy should hold them back."""
+def response(frames: AsyncGenerator[bytes, None], failure: Callable[[ApiError], bytes]) -> StreamingResponse:
+    """The answer that streams these frames; no proxy should hold them back.
+
+    ``failure`` makes the last one where the job can be read no further. A job's own error is an event that was read.
+    """
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_told(frames, failure), media_type="text/event-stream", headers=headers)
+
+
+async def _told(frames: AsyncGenerator[bytes, None], failure: Callable[[ApiError], bytes]) -> AsyncIterator[bytes]:
+    try:
+        async with aclosing(frames):
+            async for each in frames:
+                yield each
+    except OrcdError as error:
+        yield failure(ApiError.of(error))

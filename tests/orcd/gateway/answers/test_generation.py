@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +12,9 @@ import openai
 import pytest
 import redis
 
+from orcd.async_client import AsyncClient
+from orcd.errors import RedisUnavailable
+from orcd.events import End, Event
 from orcd.gateway.answers import event_reader
 from orcd.store import schema
 from tests.conftest import wait_until
@@ -169,6 +173,31 @@ def test_a_stream_that_waits_keeps_its_connection_with_comments(
     with http.stream("POST", "/chat/completions", json=STREAM) as response:
         lines = response.iter_lines()
         assert next(lines).startswith(":")
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/responses"])
+def test_a_stream_that_can_be_read_no_further_says_why(
+    http: httpx.Client, worker: AnsweringWorker, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    follow = AsyncClient.events
+
+    async def lost(*asked: Any) -> AsyncIterator[Event]:
+        async for event in follow(*asked):
+            if isinstance(event, End):
+                raise RedisUnavailable("cannot reach Redis")
+            yield event
+
+    monkeypatch.setattr(AsyncClient, "events", lost)
+    *begun, last = frames_of(
+        http.post(path, json=STREAM if path == "/chat/completions" else {**RESPONSE, "stream": True})
+    )
+    if path == "/chat/completions":
+        assert last == {"data": "[DONE]"}
+        assert json.loads(begun[-1]["data"])["error"]["code"] == "redis_unavailable"
+        return
+    told = json.loads(last["data"])
+    assert (last["event"], told["type"], told["code"]) == ("error", "error", "redis_unavailable")
+    assert told["sequence_number"] > json.loads(begun[-1]["data"])["sequence_number"]
 
 
 @pytest.mark.parametrize("body", [CHAT, STREAM, RESPONSE, {**RESPONSE, "stream": True}])
