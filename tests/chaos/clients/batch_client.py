@@ -45,8 +45,11 @@ class BatchClient:
             for _ in range(NUM_RUNS):
                 try:
                     code, stderr = self._run(source, output)
-                except subprocess.TimeoutExpired:
-                    seen.blame("hung", f"orcd batch did not end in {RUN_TIMEOUT_S:.0f} s")
+                except subprocess.TimeoutExpired as expired:
+                    said = (expired.stderr or b"").decode(errors="replace").strip()[-300:]
+                    num_done = len(_records(output))
+                    detail = f"orcd batch did not end in {RUN_TIMEOUT_S:.0f} s with {num_done} of {len(chosen)} results"
+                    seen.blame("hung", f"{detail}: {said}")
                     return
                 if code == 0 or "run the same command again" not in stderr:
                     break
