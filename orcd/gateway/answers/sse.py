@@ -17,8 +17,11 @@ CANNOT_RESUME = ApiError(
 )
 """Where a client goes on in the middle of an event that was cut in another way before."""
 DONE = b"data: [DONE]\n\n"
-PING = b": waiting\n\n"
-"""A comment, which keeps proxies from closing a connection on which nothing else happens."""
+PING = b": waiting\n"
+"""A comment, which keeps proxies from closing a connection on which nothing else happens.
+
+A line of its own and no more: the empty line of an event would be one to OpenAI's SDK, as ids of events go on to count.
+"""
 PING_S = 10.0
 
 _encoder = msgspec.json.Encoder()

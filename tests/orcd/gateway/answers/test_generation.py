@@ -30,7 +30,8 @@ RESPONSE: dict[str, Any] = {"model": "demo", "input": "count"}
 def frames_of(response: httpx.Response) -> list[dict[str, str]]:
     """The server-sent events of a response, each as its fields."""
     assert response.headers["content-type"].startswith("text/event-stream")
-    events = [event for event in response.text.split("\n\n") if event and not event.startswith(":")]
+    lines = [line for line in response.text.split("\n") if not line.startswith(":")]
+    events = [event for event in "\n".join(lines).split("\n\n") if event]
     return [dict(line.split(": ", 1) for line in event.split("\n")) for event in events]
 
 
@@ -173,6 +174,42 @@ def test_a_stream_that_waits_keeps_its_connection_with_comments(
     with http.stream("POST", "/chat/completions", json=STREAM) as response:
         lines = response.iter_lines()
         assert next(lines).startswith(":")
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion", "response"])
+def test_comments_between_tokens_are_none_of_an_sdk_s_events(
+    url: str,
+    open_sdk: OpenSdk,
+    served_model: str,
+    connection: Any,
+    make_store: MakeStore,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    monkeypatch.setattr("orcd.gateway.answers.sse.PING_S", 0.02)
+    sdk = open_sdk(url)
+
+    def answer() -> str:
+        if kind == "response":
+            events = sdk.responses.create(**RESPONSE, stream=True)
+            return "".join(event.delta for event in events if event.type == "response.output_text.delta")
+        if kind == "completion":
+            return "".join(
+                each.choices[0].text for each in sdk.completions.create(model="demo", prompt="0", stream=True)
+            )
+        return "".join(each.choices[0].delta.content or "" for each in sdk.chat.completions.create(**STREAM))
+
+    with ThreadPoolExecutor() as threads:
+        text = threads.submit(answer)
+        wait_until(lambda: connection.zcard(schema.QUEUED))
+        (job_id,) = connection.zrange(schema.QUEUED, 0, -1)
+        writer = claimed(make_store(), job_id.decode())
+        writer.start()
+        for _ in range(3):
+            writer.tokens(1)
+            time.sleep(0.2)  # a worker that has died, or computes for others
+        writer.end()
+        assert text.result() == " 1 2 3"
 
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/responses"])
