@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
 from llguidance import LLMatcher
@@ -25,6 +25,14 @@ class Lexer:
         """``beginning`` has taken no token."""
         self.beginning = beginning
         self.answers: WeakSet[TokenMatcher] = WeakSet()
+
+
+class KeptState(NamedTuple):
+    """What has taken some tokens, of which copies go on."""
+
+    lexer: Lexer
+    state: LLMatcher
+    num_taken: int
 
 
 class Lexers:

@@ -25,10 +25,10 @@ from worker.text.grammar.places.string_masks import AlikeStrings, StringMasks
 from worker.text.grammar.places.white_space import FittingMasks, SpaceMasks
 
 if TYPE_CHECKING:
-    from worker.text.grammar.lexers import Lexer
+    from worker.text.grammar.lexers import KeptState
 
-PLACE_BYTES, TOKEN_BYTES, STATE_BYTES = 600, 100, 8192
-"""About what Python takes for a place, and for a token that leads to another."""
+PLACE_BYTES, TOKEN_BYTES, STATE_BYTES = 600, 100, 100
+"""About what Python takes for a place, for a token that leads to another, and llguidance for one that it has taken."""
 MAX_OUTLINE, MAX_TEXT, MAX_DIGITS = 4096, 64, 3
 """Bytes of outlines, texts and numbers in places that are kept: answers seldom come together in longer ones."""
 MAX_MISSED, MAX_STATES = 1024, 512
@@ -180,12 +180,12 @@ class DocumentPlaces:
             place.space.learn(len(place.text), known)
         return known
 
-    def keep_state(self, place: Place, lexer: Lexer, state: LLMatcher) -> None:
-        """Have others that come to ``place`` go on from ``state``."""
+    def keep_state(self, place: Place, kept: KeptState) -> None:
+        """Have others that come to ``place`` go on from a copy of that."""
         if place.is_kept and self._num_states < MAX_STATES:
             self._num_states += 1
-            place.state = lexer, state.deep_copy()
-            self._count(STATE_BYTES)
+            place.state = kept._replace(state=kept.state.deep_copy())
+            self._count(STATE_BYTES * kept.num_taken)
 
     def _shared(self, words: bytes) -> TokenMask:
         """The mask of these, as many places have the same one."""

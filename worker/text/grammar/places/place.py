@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from llguidance import LLMatcher
-
 from worker.engine.token_constraint import TokenMask
 from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.known_closing import KnownClosing
@@ -15,7 +13,7 @@ from worker.text.grammar.places.string_masks import StringMasks
 from worker.text.grammar.places.white_space import SpaceMasks
 
 if TYPE_CHECKING:
-    from worker.text.grammar.lexers import Lexer
+    from worker.text.grammar.lexers import KeptState
 
 ANY_TOKEN = -1
 
@@ -68,7 +66,7 @@ class Place:
     """Whether these close the document, of some."""
     next: dict[int, Place] = field(default_factory=dict, repr=False)
     """Places behind tokens, by their `keys`."""
-    state: tuple[Lexer, LLMatcher] | None = field(default=None, repr=False)
+    state: KeptState | None = field(default=None, repr=False)
     """What has taken tokens that lead here."""
     keys: Sequence[int] = field(init=False, repr=False)
     """Of each token, see `behind`."""

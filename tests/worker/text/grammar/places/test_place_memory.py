@@ -6,6 +6,7 @@ import pytest
 
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, tokenizer_of
 from tests.worker.text.grammar.places.test_document_places import TEXT, matcher_behind, matcher_of, place_of, record
+from worker.text.grammar import token_matcher
 from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.grammar_text import grammar_text
 from worker.text.grammar.places import document_places, place_memory
@@ -26,8 +27,12 @@ def test_of_all_grammars_those_that_learned_last_keep_what_they_know(monkeypatch
     assert compiler._place_memory._num_bytes <= place_memory.MAX_BYTES
 
 
-def test_so_many_places_keep_what_llguidance_has_taken_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(document_places, "MAX_STATES", 1)
+@pytest.mark.parametrize(("num_states", "num_tokens", "num_kept"), [(1, 99, 1), (9, 7, 7), (9, 99, 9)])
+def test_so_many_places_near_the_beginning_keep_what_llguidance_has_taken(
+    monkeypatch: pytest.MonkeyPatch, num_states: int, num_tokens: int, num_kept: int
+) -> None:
+    monkeypatch.setattr(document_places, "MAX_STATES", num_states)
+    monkeypatch.setattr(token_matcher, "MOST_KEPT", num_tokens)
     beginning = matcher_of(record(a=TEXT))
     for number in range(2):
         answer, states = beginning.copy(), []
@@ -37,6 +42,6 @@ def test_so_many_places_keep_what_llguidance_has_taken_and_no_more(monkeypatch: 
             if number:  # it has taken nothing by itself
                 assert answer.state is not None
                 states.append(answer.place.state is not None)
-    assert sum(states) == 1
+    assert sum(states) == num_kept
     beginning.places.forget()
     assert answer.place.state is None
