@@ -15,9 +15,9 @@ way, and every request fits the pool on its own: so each step brings somebody cl
 The scheduler runs ahead of the draws: a step may be planned while another one runs whose tokens are still unknown,
 because what it needs to know of a token is that there will be one. Where it needs more, it waits: a sequence with a
 constraint, which must see each token before it allows the next, and one that ends or must start anew with the token
-being drawn, are left out; a plan that would preempt is put off until no step is in flight. Blocks of a sequence that
-leaves are free at once, although a step in flight may still write to them: steps run in the order of their launch, so
-whoever gets the blocks next writes later and reads only what it wrote.
+being drawn, are left out; a plan that would preempt is put off until no step is in flight. Where the last token is
+being drawn, somebody else has the place in the next step. Blocks of a sequence that leaves are free at once, although a
+step in flight may still write to them: steps run in the order of their launch, so whoever gets them next writes later.
 
 While fewer than half of few that run have a constraint, these go on together in every second or third step, when their
 tokens are known, and the others run ahead as if alone. Otherwise a plan that would leave one out a second time is put
@@ -31,8 +31,7 @@ others such a prompt gets half, so that some are left for who comes next.
 
 Choices of one request: the first computes the prompt while the others wait; they then find its full blocks in the
 prefix cache, as any request with an equal prefix does. Requests that come together with a long prefix that is not known
-yet do the same: one computes it, and the others are passed over until it has. So it is computed once, and all hold the
-same blocks of it.
+yet do the same: one computes it, and the others are passed over until it has. So all hold the same blocks of it.
 
 With recurrent layers a sequence has a state besides its blocks, and a chunk of its prompt also ends where a snapshot of
 that is kept (`worker.engine.cache.state_slots`): a prefix is known as far as its blocks are and a snapshot is.
@@ -142,6 +141,7 @@ class Scheduler:
         is_minority = 2 * self.num_constrained < len(self.running) and not self.has_many
         is_late = ahead == 1 and self.has_many  # a step finds only what the one before it draws
         is_their_turn = not is_minority or self.num_steps % (ahead + 1) == 0
+        most_running = self.max_running
         for sequence in sorted([*self.cohort.due, *self._apart], key=_rank):
             if sequence.is_late or (not is_their_turn and sequence.constraint is not None and sequence.num_output):
                 continue
@@ -149,6 +149,7 @@ class Scheduler:
             if num_tokens > len(sequence.token_ids) and self._awaits_draw(sequence, num_tokens, is_late=is_late):
                 if ahead > 1 and sequence.constraint is not None and not is_minority:
                     return []
+                most_running += sequence.ends_with_draw
                 self.set_apart([sequence])
                 continue
             if len(sequence.block_ids) * self.block_tokens < num_tokens and not self._grow(sequence, ahead):
@@ -164,7 +165,7 @@ class Scheduler:
             else:
                 chunks.append(self._apart[sequence])
         budget = self.step_tokens - len(self.cohort) - len(chunks)
-        spare_rows = self.max_running - len(self.running)
+        spare_rows = most_running - len(self.running)
         prefills.sort(key=lambda sequence: sequence.num_computed < sequence.num_prompt)
         for sequence in prefills:
             if budget and sequence.is_running:
@@ -173,7 +174,7 @@ class Scheduler:
                 spare_rows -= chunks[-1].num_extra_rows
         may_start = not self.has_many or self._start_grouping.starts(spare_rows, len(self.waiting), depth)
         if budget and self.waiting and spare_rows and may_start:
-            for sequence in self._admit():
+            for sequence in self._admit(most_running):
                 chunks.append(self._prefill(sequence, budget, spare_rows - 1))
                 budget -= chunks[-1].num_tokens
                 spare_rows -= 1 + chunks[-1].num_extra_rows
@@ -250,8 +251,8 @@ class Scheduler:
         self.num_constrained -= sequence.constraint is not None
         self.cache.release(sequence)
 
-    def _admit(self) -> Iterator[Sequence]:
-        """Start waiting sequences in the order of their rank until one does not fit.
+    def _admit(self, most_running: int) -> Iterator[Sequence]:
+        """Start waiting sequences in the order of their rank until one does not fit, or so many run.
 
         Those whose prefix is being computed are passed over, new ones a few at a time, as it takes long to find out.
         """
@@ -262,7 +263,7 @@ class Scheduler:
                 if num_passed == MOST_PASSED:
                     return
                 continue
-            self.lacks_blocks = len(self.running) < self.max_running and not self._start(sequence)
+            self.lacks_blocks = len(self.running) < most_running and not self._start(sequence)
             if not sequence.is_running:
                 return
             yield sequence
@@ -286,15 +287,14 @@ class Scheduler:
     def check_invariants(self) -> None:
         """Only running sequences hold anything; every queue is in order and within its bounds."""
         self.cache.check_invariants(self.running)
-        assert len(self.running) <= self.max_running
+        assert sum(not each.ends_with_draw for each in self.running) <= self.max_running
         assert self._apart.keys() == {each for each in self.running if each not in self.cohort}
         self.cohort.check_invariants(self.running)
         assert self.num_constrained == sum(sequence.constraint is not None for sequence in self.running)
         assert all(sequence.is_running for sequence in self.running)
         assert not any(each.is_running or each.num_computed for each in self.waiting), "a waiting one holds blocks"
         for queue in (self.waiting, self.running):
-            ranks = [sequence.rank for sequence in queue]
-            assert ranks == sorted(ranks)
+            assert (ranks := [sequence.rank for sequence in queue]) == sorted(ranks)
             for sequence in queue:
                 sequence.check_invariants()
                 assert sequence.finish_reason is None, "a finished sequence is still queued"

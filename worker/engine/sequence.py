@@ -45,10 +45,8 @@ class Sequence:
     num_awaited_blocks: int = 0
     constraint: TokenConstraint | None = None
     """What its grammar and its bad words allow; it has taken the ids of the output, and is nobody else's."""
-
     prompt_logprobs: bytearray | None = None
-    """Records of its prompt's log probabilities, as far as they are known; None if nobody wants them, or has them
-    already."""
+    """Records of its prompt's log probabilities, as far as known; None if nobody wants them, or has them already."""
     num_reported: int = 0
     """Tokens of its prompt, from the first on, after which launched steps report the log probabilities of the next."""
     sampling_row: bytes | None = None
@@ -56,8 +54,8 @@ class Sequence:
     rank: tuple[int, int] = (0, 0)
     block_ids: list[int] = field(default_factory=list)
     revision: int = 0
-    """Grows when what a device was told no longer holds: ``block_ids`` became another table (not when blocks are added
-    to it), or a token is another one than was drawn."""
+    """Grows when what a device was told no longer holds: ``block_ids`` is another table, and not this one with more
+    blocks, or a token is another one than was drawn."""
     block_hashes: list[bytes] = field(default_factory=list)
     num_published: int = 0
     """Blocks, from the first on, that the prefix cache was told of."""
@@ -79,13 +77,11 @@ class Sequence:
     """Whether its constraint has not taken yet what was drawn: it is in no step until then."""
     unsent_logprobs: list[bytes] = field(default_factory=list)
     """Records of the log probabilities of the others."""
-
     clock: StepClock | None = None
     """What counts its tokens while every step computes one (`worker.engine.cohort`)."""
     _num_tokens: int = field(init=False)
     """`num_tokens`, and this and the next one as they were when the clock began, if it counts."""
     _num_computed: int = field(init=False, default=0)
-
     most_tokens: int = field(init=False)
     """With so many it ends."""
     is_edited: bool = field(init=False)
@@ -150,6 +146,11 @@ class Sequence:
     def num_unread(self) -> int:
         """Tokens at the end that launched steps draw and whose ids are not in ``token_ids`` yet."""
         return self.num_tokens - len(self.token_ids)
+
+    @property
+    def ends_with_draw(self) -> bool:
+        """Whether its last token is being drawn, so that no other step has it; not one whose draw may be void."""
+        return self.constraint is None and self.num_tokens >= self.most_tokens and self.num_unread > 0
 
     @property
     def num_output(self) -> int:

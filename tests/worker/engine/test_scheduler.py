@@ -265,6 +265,25 @@ TestRandomTraffic = RandomTraffic.TestCase
 TestRandomTraffic.settings = settings(max_examples=80, stateful_step_count=40, derandomize=True, deadline=None)
 
 
+def test_the_place_of_a_sequence_whose_last_token_is_being_drawn_is_somebody_elses():
+    machine = scheduler(max_sequences=2, rewrites_blocks=True)
+    for name, max_output in (("a", 1), ("b", 4), ("c", 4), ("d", 4)):
+        machine.add(sequence([1, 2], name=name, max_output=max_output))
+    first = machine.plan()
+    assert sizes(first) == {"a": 2, "b": 2}
+    machine.launch(first)
+    machine.check_invariants()
+    second = machine.plan(ahead=1, depth=3)
+    assert sizes(second) == {"b": 1, "c": 2}
+    machine.launch(second)
+    assert sizes(machine.plan(ahead=2, depth=3)) == {"b": 1, "c": 1}, "the place of a was given away once"
+    machine.check_invariants()
+    for chunk in first:
+        machine.append(chunk.sequence, 5)
+    machine.remove(first[0].sequence)
+    assert [each.request_id for each in machine.waiting] == ["d"]
+
+
 def test_it_tells_a_lack_of_blocks_from_waiting_for_a_turn():
     machine = scheduler(num_blocks=4, max_sequences=2)
     machine.add(sequence([1] * 8, name="a"))

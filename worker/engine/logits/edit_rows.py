@@ -53,9 +53,14 @@ class EditRows:
 
     def _take_row(self) -> int:
         if not self._free_rows:
-            for sequence in [each for each in self._assigned if each.finish_reason is not None or not each.is_running]:
+            for sequence in [each for each in self._assigned if self._is_done(each)]:
                 self._free_rows.append(self._assigned.pop(sequence)[0])
         return self._free_rows.pop()
+
+    @staticmethod
+    def _is_done(sequence: Sequence) -> bool:
+        """Whether no step that is launched from now on draws for it, until it is begun anew."""
+        return sequence.finish_reason is not None or not sequence.is_running or sequence.ends_with_draw
 
     def _reset(self, row: int, sequence: Sequence) -> None:
         options = sequence.sampling

@@ -15,6 +15,8 @@ from tests.worker.engine.cuda.test_runner_late_draws import ReplacingConstraint
 from tests.worker.engine.generation import engine, finish, prompt
 from tests.worker.engine.recurrent_model import RecurrentModel
 from worker.contract import Abort, Add, Choice, Sampling
+from worker.engine.cohort import StepInFlight
+from worker.engine.sequence import Chunk
 
 CONFIG = Config(vocab_size=37, context_length=160)
 SMALL_LIMITS = {
@@ -57,7 +59,15 @@ class Traffic:
             prefix_cache=chance.random() < 0.7,
             state_cache_bytes=chance.choice([8, 20]) * RecurrentModel.bytes_per_state,
         )
-        self.num_arrived = 0
+        self.num_arrived = self.num_crowded = 0
+        scheduler = self.machine._scheduler
+        launch = scheduler.launch
+
+        def count_and_launch(chunks: list[Chunk]) -> StepInFlight:
+            self.num_crowded += len(scheduler.running) > scheduler.max_running
+            return launch(chunks)
+
+        monkeypatch.setattr(scheduler, "launch", count_and_launch)
 
     def _wish(self, value: object, otherwise: object) -> object:
         return value if self.chance.random() < self.density else otherwise
@@ -103,7 +113,7 @@ class Traffic:
         finish(self.machine)
         stats = self.machine.stats(memory_bytes=0)
         assert (stats.kv_blocks_used, stats.state_slots_used) == (0, 0)
-        return self.machine._runner.checks.counts + Counter(preemptions=stats.preemptions)
+        return self.machine._runner.checks.counts + Counter(preemptions=stats.preemptions, crowded=self.num_crowded)
 
 
 def test_rows_draws_and_counts_are_those_of_plain_steps() -> None:
@@ -116,4 +126,4 @@ def test_rows_draws_and_counts_are_those_of_plain_steps() -> None:
             counts += traffic.end()
     assert counts["same list"] > 200 and counts["whole"] > 300 and counts["void"] > 100, counts
     assert counts["all void"] and counts["groups"] and counts["preemptions"], counts
-    assert counts["failed launches"] and counts["failed draws"], counts
+    assert counts["failed launches"] and counts["failed draws"] and counts["crowded"], counts

@@ -76,6 +76,18 @@ def test_rows_of_those_that_ended_or_gave_way_go_to_the_next():
     assert rows.row_of(running) not in freed
 
 
+def test_the_row_of_a_sequence_whose_last_token_is_being_drawn_goes_to_the_next():
+    rows = EditRows(2, 32)
+    ending, running, new = (sequence([4], [n], repetition_penalty=2.0) for n in range(3))
+    ending.most_tokens = 2
+    rows.assign([ending, running])
+    freed = rows.row_of(ending)
+    for each in (ending, running):
+        each.launch(1, True)
+    rows.assign([new])
+    assert rows.row_of(new) == freed
+
+
 def test_a_token_that_only_the_device_knows_cannot_be_counted_here():
     only = sequence([4], [0], repetition_penalty=2.0)
     only.launch(1, True)
