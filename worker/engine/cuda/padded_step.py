@@ -13,9 +13,9 @@ from kernels.runtime.device_array import DeviceArray
 from worker.engine.cuda.buffers import StepLimits
 from worker.engine.cuda.step_arrays import arrays_of, step_of
 
-MOST_TOKENS = 2048
+MOST_TOKENS = 4096
 """Steps of more take the device longer than the host takes to launch their kernels."""
-LEAST_TOKENS = 16
+LEAST_TOKENS, MOST_PADDING = 16, 256
 SEQUENCES = (1, 4, 16, 64, 128)
 BLOCKS = (64, 256, 1024, 4096)
 
@@ -49,8 +49,8 @@ def _at_least(number: int, choices: tuple[int, ...]) -> int:
 
 
 def _round_tokens(number: int) -> int:
-    """So that at most a quarter of a step is padding, or less than `LEAST_TOKENS`."""
-    unit = max(LEAST_TOKENS, (1 << (number - 1).bit_length()) // 8)
+    """So that at most a quarter of a step is padding, or less than `LEAST_TOKENS`, and never `MOST_PADDING`."""
+    unit = min(max(LEAST_TOKENS, (1 << (number - 1).bit_length()) // 8), MOST_PADDING)
     return -(-number // unit) * unit
 
 

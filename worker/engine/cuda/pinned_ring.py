@@ -9,7 +9,7 @@ from kernels.batch import first
 from kernels.devices.protocol import GpuDevice, GpuEvent
 from kernels.runtime.device_array import DeviceArray
 
-NUM_BUFFERS = 3
+NUM_BUFFERS = 4
 """As many as steps may be in flight: each has one, be it that it is still to be copied or to be read."""
 
 

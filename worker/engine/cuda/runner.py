@@ -37,12 +37,13 @@ from worker.engine.cuda.step_arrays import arrays_of, step_of
 from worker.engine.cuda.whole_step_graphs import WholeStepGraphs
 from worker.engine.logits.edit_rows import EditRows
 from worker.engine.runner import Results
+from worker.engine.scheduler import MANY
 from worker.engine.sequence import Chunk, Sequence
 from worker.model.registry import Model
 
 LONG_WAIT_S = 0.003
 """Where the host waits so long, a second step is work enough for the device, and requests that come now start sooner.
-Else there is a third, as one that starts requests takes the host longer than a short one the device."""
+Else there is a third, of many sequences a fourth: to start requests takes the host longer than a short step lasts."""
 
 
 class CudaRunner:
@@ -68,8 +69,7 @@ class CudaRunner:
 
         ``num_states``: see `worker.engine.scheduler.Scheduler`.
         """
-        self._model = model
-        device = model.device
+        self._model, device = model, model.device
         assert is_gpu(device)
         self._ops = device.ops
         self._limits = limits
@@ -109,7 +109,7 @@ class CudaRunner:
     @property
     def depth(self) -> int:
         """Steps that may be in flight now."""
-        return 2 if self._times.waited_s > LONG_WAIT_S else NUM_BUFFERS
+        return 2 if self._times.waited_s > LONG_WAIT_S else NUM_BUFFERS - (len(self._decoding) < MANY)
 
     def has_time(self, share: float) -> bool:
         """See `worker.engine.runner.Runner`."""

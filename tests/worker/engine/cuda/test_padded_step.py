@@ -9,7 +9,7 @@ from worker.engine.cuda.buffers import StepLimits
 from worker.engine.cuda.padded_step import PaddedStep, StepSize, size_for
 from worker.engine.sequence import Chunk
 
-LIMITS = StepLimits(block_tokens=4, step_tokens=4096, max_sequences=200, max_sequence_tokens=4000, vocab_size=32)
+LIMITS = StepLimits(block_tokens=4, step_tokens=8192, max_sequences=200, max_sequence_tokens=4000, vocab_size=32)
 EDITS = LogitEdits(np.zeros((1, 32), np.uint16), np.zeros((1, 1), np.int64))
 
 
@@ -34,7 +34,8 @@ def step_of(*lengths: int):
         ([5, 6], StepSize(16, 4, 64)),
         ([1] * 16 + [4], StepSize(80, 64, 64)),
         ([1] * 129, StepSize(224, 200, 64)),
-        ([2049], None),
+        ([2049], StepSize(2304, 1, 1000)),
+        ([4097], None),
     ],
 )
 def test_steps_are_padded_to_few_sizes_with_more_tokens_than_sequences(lengths: list[int], size: StepSize | None):

@@ -62,9 +62,10 @@ def test_ids_are_those_of_the_engine_that_waits(expected, options):
         assert machine.stats(memory_bytes=0).preemptions > 0
 
 
-@pytest.mark.parametrize(("long_wait_s", "num_ahead"), [(math.inf, 2), (0, 1)])
-def test_the_next_steps_are_launched_before_the_last_one_is_known(monkeypatch, long_wait_s, num_ahead):
+@pytest.mark.parametrize(("long_wait_s", "many", "num_ahead"), [(math.inf, 2, 2), (math.inf, 1, 3), (0, 2, 1)])
+def test_the_next_steps_are_launched_before_the_last_one_is_known(monkeypatch, long_wait_s, many, num_ahead):
     monkeypatch.setattr("worker.engine.cuda.runner.LONG_WAIT_S", long_wait_s)
+    monkeypatch.setattr("worker.engine.cuda.runner.MANY", many)
     machine = late_engine()
     machine.add(Add("r", (1, 2), Sampling(max_tokens=9, temperature=0.0)))
     machine.step()

@@ -41,7 +41,9 @@ class Traffic:
         self.chance = chance = random.Random(seed)
         for name, value in SMALL_LIMITS.items():
             monkeypatch.setattr(name, value)
-        monkeypatch.setattr("worker.engine.scheduler.MANY", chance.choice([1, 1, 3, 64]))
+        many = chance.choice([1, 1, 3, 64])
+        for module in ("scheduler", "cuda.runner"):
+            monkeypatch.setattr(f"worker.engine.{module}.MANY", many)
         monkeypatch.setattr("worker.engine.cuda.runner.LONG_WAIT_S", chance.choice([math.inf, math.inf, 0.0]))
         has_states = seed % 3 == 0
         self.may_fail = not has_states and seed % 2 == 0
