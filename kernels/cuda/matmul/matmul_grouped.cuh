@@ -4,13 +4,14 @@
 #include "../common/bulk.cuh"
 
 constexpr int WARPGROUP = 128;
+constexpr int GROUPS = GroupedRing<FORMAT, SIZE, HAS_PARTITIONS>::groups;  // of 64 outputs, that a block computes
 constexpr int STORE_BARRIERS = 1;  // named barriers: each warpgroup that multiplies has one
 
 // The block synchronises for a stage of one or two units of columns; stages begin anew with each partition, whose first
 // one may be short. Shared memory, in this order: stages of x, at multiples of 1024 bytes; stages of weights of the
 // block's rows; outputs of each warpgroup on their way; barriers.
-struct Ring : GroupedRing<FORMAT, SIZE> {
-    using T = GroupedRing<FORMAT, SIZE>;
+struct Ring : GroupedRing<FORMAT, SIZE, HAS_PARTITIONS> {
+    using T = GroupedRing<FORMAT, SIZE, HAS_PARTITIONS>;
     using L = Layout<FORMAT>;
     static constexpr int units = T::chunks / L::chunks;  // of a stage
     static constexpr int box_bytes = SIZE * 128, x_bytes = T::chunks * box_bytes;
@@ -54,20 +55,20 @@ struct Tiles {
 
 // ---- copying
 
-// One thread copies x, and one the weights of each 64 rows: a single one cannot ask for as many copies as there are.
-// `row_group`: of the latter; X: of the former.
-constexpr int X = -1;
-DEVICE void copy_tiles(const GroupedParams& t, u32 shared, int row_group) {
+// One thread copies x, and some the weights of COPIED_GROUPS times 64 rows each: a single one cannot ask for as many
+// copies as there are. `copier`: of the latter; X: of the former.
+constexpr int COPIED_GROUPS = GROUPS > 3 ? 2 : 1, COPIERS = GROUPS / COPIED_GROUPS, X = -1;
+DEVICE void copy_tiles(const GroupedParams& t, u32 shared, int copier) {
     using R = Ring;
     const MatrixParams& matrix = t.tiled.matrix;
     RingPlace place;
     for (Tiles tiles(t.tiled); tiles.has_one(); tiles.advance()) {
         const int number = max(tiles.entry.z - 1, R::least - 1) / R::step, box_bytes = (number + 1) * R::step * 128;
         const u8* x_map = t.x_maps + 128 * number;
-        const int row_block = GROUPS * tiles.row_block + row_group;
-        const bool exists = row_block * 64 < matrix.num_rows;
-        const u8* weights =
-            matrix.packed + tiles.entry.x * matrix.expert_bytes + (i64)row_block * matrix.num_units * R::unit_bytes;
+        const int row_block = GROUPS * tiles.row_block + COPIED_GROUPS * copier;
+        const int num_blocks = min(COPIED_GROUPS, (matrix.num_rows + 63) / 64 - row_block);  // may be none
+        const i64 block_stride = (i64)matrix.num_units * R::unit_bytes;
+        const u8* weights = matrix.packed + tiles.entry.x * matrix.expert_bytes + row_block * block_stride;
         for (int partition = 0, unit = 0; partition < matrix.num_partitions; partition++) {
             const int end = partition_start(partition + 1, matrix);
             int count = (end - unit) % R::units ? 1 : R::units;
@@ -75,19 +76,21 @@ DEVICE void copy_tiles(const GroupedParams& t, u32 shared, int row_group) {
             for (; unit < end; unit += count, count = R::units) {
                 const u32 full = shared + R::full_at + 8 * place.stage;
                 barrier_wait(shared + R::empty_at + 8 * place.stage, place.phase ^ 1);
-                if (row_group == X) {
+                if (copier == X) {
                     barrier_arrive_expecting(full, count * (R::L::chunks * box_bytes));
 #pragma unroll
                     for (int i = 0; i < R::chunks; i++)
                         if (i < count * R::L::chunks)
                             copy_box(shared + place.stage * R::x_bytes + i * R::box_bytes, x_map,
                                      (unit * R::L::chunks + i) * 64, tiles.entry.y, full);
-                } else if (exists) {
-                    barrier_arrive_expecting(full, count * R::unit_bytes);
-                    copy_bulk(shared + R::weights_at + place.stage * R::weight_bytes + row_group * R::block_bytes,
-                              weights + unit * R::unit_bytes, count * R::unit_bytes, full);
                 } else {
-                    barrier_arrive(full);
+                    barrier_arrive_expecting(full, max(num_blocks, 0) * count * R::unit_bytes);
+#pragma unroll
+                    for (int i = 0; i < COPIED_GROUPS; i++)
+                        if (i < num_blocks)
+                            copy_bulk(shared + R::weights_at + place.stage * R::weight_bytes +
+                                          (COPIED_GROUPS * copier + i) * R::block_bytes,
+                                      weights + i * block_stride + unit * R::unit_bytes, count * R::unit_bytes, full);
                 }
                 place.advance(R::stages);
             }
@@ -307,12 +310,12 @@ KERNEL __launch_bounds__((1 + GROUPS) * WARPGROUP, Ring::blocks)
     using R = Ring;
     extern __shared__ __align__(1024) u8 aligned[];
     const u32 shared = shared_address(aligned);
-    begin_ring(shared + R::full_at, R::stages, 1 + GROUPS, GROUPS * WARPGROUP / 32);
+    begin_ring(shared + R::full_at, R::stages, 1 + COPIERS, GROUPS * WARPGROUP / 32);
     wait_for_previous();
     const int warpgroup = threadIdx.x / WARPGROUP, warp = __shfl_sync(ALL_LANES, threadIdx.x / 32 % 4, 0);
     if (warpgroup == 0) {
         leave_registers<24>();
-        if (threadIdx.x % 32 == 0 && warp <= GROUPS) copy_tiles(t, shared, warp == GROUPS ? X : warp);
+        if (threadIdx.x % 32 == 0 && warp <= COPIERS) copy_tiles(t, shared, warp == COPIERS ? X : warp);
     } else {
         take_registers<R::registers>();
         const int own = warpgroup - 1;

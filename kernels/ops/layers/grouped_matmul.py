@@ -22,8 +22,6 @@ from kernels.weights.formats import CHUNK, FORMATS, Format
 from kernels.weights.packed import PackedMatrix
 
 MOST_WIDTHS = 8
-GROUPS = 2
-"""Of 64 outputs each, that a block computes."""
 
 
 class GroupedSize(NamedTuple):
@@ -32,29 +30,33 @@ class GroupedSize(NamedTuple):
     step: int  # tiles are multiplied as wide as multiples of this
     least: int  # and no narrower
     blocks: int  # of an SM
+    groups: int  # of 64 outputs each, that a block computes
     chunks: int  # of 64 columns between two barriers
 
 
-MXFP4_SIZES = {
-    64: GroupedSize(step=16, least=16, blocks=2, chunks=2),
-    160: GroupedSize(step=32, least=32, blocks=1, chunks=1),
-    256: GroupedSize(step=32, least=64, blocks=1, chunks=1),
+_MXFP4_SIZES = {
+    64: GroupedSize(step=16, least=16, blocks=1, groups=4, chunks=2),
+    160: GroupedSize(step=32, least=32, blocks=1, groups=2, chunks=1),
+    256: GroupedSize(step=32, least=64, blocks=1, groups=2, chunks=1),
 }
 """By the tokens of a tile."""
+_MXFP4_SUMMED_SIZES = {
+    64: GroupedSize(step=16, least=16, blocks=2, groups=2, chunks=2),
+    160: GroupedSize(step=32, least=32, blocks=1, groups=2, chunks=1),
+}
+"""The same of matrices of several partitions."""
 _MXFP4_MOST_TOKENS = {64: 40, 160: 192, 256: math.inf}
 """That experts have on average. It was measured with GPT-OSS's experts on an H200, unevenly chosen."""
-K_SIZES = {
-    16: GroupedSize(step=16, least=16, blocks=2, chunks=4),
-    32: GroupedSize(step=16, least=16, blocks=2, chunks=4),
+_K_SIZES = {
+    16: GroupedSize(step=16, least=16, blocks=2, groups=2, chunks=4),
+    32: GroupedSize(step=16, least=16, blocks=2, groups=2, chunks=4),
 }
-MOST_SUMMED = 160
-"""Tokens of the tiles of matrices of several partitions."""
 LEAST_TOKENS = 8
 """Of an expert on average: for fewer, matmul_tiled_N takes less time."""
 
 _SOURCE = "matmul/matmul_grouped"
-_REGISTERS = {1: 240, 2: 104}  # of a thread that multiplies, by the blocks of an SM
-_STORE_TOKENS = {1: 16, 2: 8}  # whose float32 outputs a group stores together, by the blocks of an SM
+_REGISTERS = {(1, 2): 240, (1, 4): 112, (2, 2): 104}  # of a thread that multiplies, by blocks of an SM and groups
+_STORE_TOKENS = {2: 16, 4: 8}  # whose float32 outputs a group stores together, by the groups of an SM
 _SM_BYTES = 226 * 1024
 _BARRIER_BYTES = 256
 _MOST_STAGES = 12
@@ -78,23 +80,30 @@ class GroupedRing(NamedTuple):
     store_tokens: int
     store_bytes: int  # for the outputs of a group
     blocks: int  # of an SM
+    groups: int
     registers: int
 
 
-def sizes_of(format_: Format) -> dict[int, GroupedSize]:
-    """By the tokens of a tile, the kernels for weights of this format."""
+def sizes_of(format_: Format, num_partitions: int) -> dict[int, GroupedSize]:
+    """By the tokens of a tile, the kernels for such weights."""
     if format_.has_exponents:
-        return MXFP4_SIZES
-    return K_SIZES if format_.is_streamed else {}
+        return _MXFP4_SIZES if num_partitions == 1 else _MXFP4_SUMMED_SIZES
+    return _K_SIZES if format_.is_streamed else {}
+
+
+def _has_partitions(format_: Format, num_partitions: int) -> int:
+    """Whether a kernel is for several partitions; of K formats each is."""
+    return int(num_partitions > 1 or not format_.has_exponents)
 
 
 @lru_cache
-def grouped_ring(format_: Format, size: int) -> GroupedRing:
+def grouped_ring(format_: Format, num_partitions: int, size: int) -> GroupedRing:
     """As many stages as fit."""
-    step, least, blocks, chunks = sizes_of(format_)[size]
-    store_bytes = 2 * _STORE_TOKENS[blocks] * (64 + 4) * 4
-    rest = _BARRIER_BYTES + GROUPS * store_bytes
-    weight_bytes = chunks // format_.unit_chunks * GROUPS * 4 * format_.unit_bytes
+    step, least, blocks, groups, chunks = sizes_of(format_, num_partitions)[size]
+    store_tokens = _STORE_TOKENS[blocks * groups]
+    store_bytes = 2 * store_tokens * (64 + 4) * 4
+    rest = _BARRIER_BYTES + groups * store_bytes
+    weight_bytes = chunks // format_.unit_chunks * groups * 4 * format_.unit_bytes
     stage_bytes = weight_bytes + chunks * size * CHUNK * 2
     stages = min(_MOST_STAGES, (_SM_BYTES // blocks - rest) // stage_bytes)
     return GroupedRing(
@@ -103,26 +112,28 @@ def grouped_ring(format_: Format, size: int) -> GroupedRing:
         chunks=chunks,
         stages=stages,
         num_bytes=rest + stages * stage_bytes,
-        store_tokens=_STORE_TOKENS[blocks],
+        store_tokens=store_tokens,
         store_bytes=store_bytes,
         blocks=blocks,
-        registers=_REGISTERS[blocks],
+        groups=groups,
+        registers=_REGISTERS[blocks, groups],
     )
 
 
-def _has_partitions(format_: Format, num_partitions: int) -> int:
-    """Whether a kernel is for several partitions; of K formats each is."""
-    return int(num_partitions > 1 or not format_.has_exponents)
+_RINGS = {
+    (name, size, _has_partitions(each, num_partitions)): grouped_ring(each, num_partitions, size)
+    for name, each in FORMATS.items()
+    for num_partitions in (1, 2)
+    for size in sizes_of(each, num_partitions)
+}
+"""By format, tokens of a tile, and whether a kernel is for several partitions."""
 
 
 def variants() -> list[Variant]:
     """What of matmul_grouped.cu is compiled."""
     return [
         (_SOURCE, {"FORMAT": name, "SIZE": size, "HAS_PARTITIONS": has_partitions})
-        for name, each in FORMATS.items()
-        for size in sizes_of(each)
-        for has_partitions in sorted({_has_partitions(each, number) for number in (1, 2)})
-        if size <= MOST_SUMMED or not has_partitions
+        for name, size, has_partitions in _RINGS
     ]
 
 
@@ -131,9 +142,8 @@ def is_suitable(gpu: GpuSpec, product: Product, size: int) -> bool:
     matrix, alignment = product.matrix, 16 // product.out.dtype.itemsize  # of what is stored at once
     return (
         gpu.has_wgmma
-        and size in sizes_of(matrix.format)
+        and size in sizes_of(matrix.format, matrix.num_partitions)
         and matrix.num_rows % 16 == 0
-        and (size <= MOST_SUMMED or matrix.num_partitions == 1)
         and (product.epilogue.is_gated or product.epilogue is Epilogue.STORE_FLOAT)
         and not any(number % alignment for number in (product.column, product.out.shape[1]))
     )
@@ -146,22 +156,22 @@ def grouped_size(gpu: GpuSpec, matrix: PackedMatrix, num_tokens: int, num_used: 
         return None
     if expert_tokens < LEAST_TOKENS:
         return None
-    sizes = [size for size in MXFP4_SIZES if matrix.num_partitions == 1 or size <= MOST_SUMMED]
-    return next((size for size in sizes if expert_tokens <= _MXFP4_MOST_TOKENS[size]), sizes[-1])
+    sizes = sizes_of(matrix.format, matrix.num_partitions)
+    return next((size for size in sizes if expert_tokens <= _MXFP4_MOST_TOKENS[size]), max(sizes))
 
 
 def multiply_grouped(context: Context, product: Product, tiles: ExpertTiles) -> None:
     """The product in ``tiles``."""
     matrix, size = product.matrix, tiles.size
     assert is_suitable(context.gpu, product, size), f"{product} in tiles of {size}"
-    ring = grouped_ring(matrix.format, size)
+    ring = grouped_ring(matrix.format, matrix.num_partitions, size)
     widths = range(ring.step, size + 1, ring.step)
     x_maps = b"".join(tensor_map(product.x, (width, CHUNK)) for width in widths)
     context.launch(
         _SOURCE,
         "matmul_grouped",
-        min(ring.blocks * context.gpu.num_sms, -(-matrix.num_rows // (64 * GROUPS)) * tiles.entries.shape[0]),
-        128 * (1 + GROUPS),
+        min(ring.blocks * context.gpu.num_sms, -(-matrix.num_rows // (64 * ring.groups)) * tiles.entries.shape[0]),
+        128 * (1 + ring.groups),
         GroupedParams(tiled=tiled_params(product, tiles), x_maps=x_maps.ljust(MOST_WIDTHS * MAP_BYTES, b"\0")),
         shared_bytes=ring.num_bytes,
         FORMAT=matrix.format.name,
@@ -171,9 +181,6 @@ def multiply_grouped(context: Context, product: Product, tiles: ExpertTiles) -> 
 
 
 declare_constants("matmul/matmul_grouped.cu", MOST_WIDTHS=MOST_WIDTHS)
-declare_constants("matmul/matmul_grouped.cuh", GROUPS=GROUPS)
 declare_traits(
-    "matmul/matmul_grouped.cuh",
-    "GroupedRing",
-    {(name, size): grouped_ring(each, size)._asdict() for name, each in FORMATS.items() for size in sizes_of(each)},
+    "matmul/matmul_grouped.cuh", "GroupedRing", {of_kernel: ring._asdict() for of_kernel, ring in _RINGS.items()}
 )

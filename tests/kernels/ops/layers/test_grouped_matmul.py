@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 from kernels.devices.cuda import CudaDevice
 from kernels.ops.layers.expert_plan import gather_rows, plan_experts
 from kernels.ops.layers.grouped_matmul import (
-    MOST_SUMMED,
     MOST_WIDTHS,
     grouped_ring,
     grouped_size,
@@ -48,14 +48,14 @@ def test_tiles_change_their_size_only_where_memory_is_planned(num_rows: int, num
     sizes = [grouped_size(H100, experts, num_tokens, 4) for num_tokens in range(5, 3000)]
     changes = [number for number in range(6, 3000) if sizes[number - 5] != sizes[number - 6]]
     assert changes and all(shaped_as(number - 1) == number - 1 for number in changes)
-    assert sizes[0] is None and max(filter(None, sizes)) == (256 if num_partitions == 1 else MOST_SUMMED)
+    assert sizes[0] is None and max(filter(None, sizes)) == (256 if num_partitions == 1 else 160)
 
 
 def test_every_width_of_a_tile_has_a_tensor_map_and_a_stage_is_filled_while_another_one_is_read() -> None:
-    for each in FORMATS.values():
-        for size, (step, least, *_) in sizes_of(each).items():
+    for each, num_partitions in product(FORMATS.values(), (1, 2)):
+        for size, (step, least, *_) in sizes_of(each, num_partitions).items():
             assert size % step == 0 and least % step == 0 and size // step <= MOST_WIDTHS
-            assert grouped_ring(each, size).stages > 1
+            assert grouped_ring(each, num_partitions, size).stages > 1
 
 
 @pytest.mark.gpu
@@ -63,7 +63,7 @@ def test_every_width_of_a_tile_has_a_tensor_map_and_a_stage_is_filled_while_anot
 @pytest.mark.parametrize(
     "shape", [(208, 768), (4096, 256), (4160, 256)], ids=["several partitions", "two partitions", "one partition"]
 )
-@pytest.mark.parametrize("name", [name for name, each in FORMATS.items() if sizes_of(each)])
+@pytest.mark.parametrize("name", [name for name, each in FORMATS.items() if sizes_of(each, 1)])
 def test_products_have_the_bits_of_small_tiles_and_are_those_of_float64(
     device: CudaDevice, upload: Upload, download: Download, name: str, shape: tuple[int, int]
 ) -> None:
@@ -77,9 +77,10 @@ def test_products_have_the_bits_of_small_tiles_and_are_those_of_float64(
     chosen = uneven(rng, 400)
     x = rng.normal(size=(chosen.size, shape[1])).astype(np.float16)
     found = {}
-    for size, multiply in [(16, multiply_tiled), *((size, multiply_grouped) for size in sizes_of(FORMATS[name]))]:
-        if size > MOST_SUMMED and matrix.num_partitions > 1:
-            continue
+    for size, multiply in [
+        (16, multiply_tiled),
+        *((size, multiply_grouped) for size in sizes_of(matrix.format, matrix.num_partitions)),
+    ]:
         plan = plan_experts(device.context, upload(chosen), NUM_EXPERTS, (size, size))
         inputs = gather_rows(device.context, upload(x), plan.rows)
         out = upload(np.full((chosen.size, shape[0]), np.nan, np.float32))
@@ -115,7 +116,10 @@ def test_gated_products_have_the_bits_of_small_tiles(
     chosen = rng.permutation(np.repeat(np.arange(NUM_EXPERTS), counts))[:, None].astype(np.int32)
     x = upload(rng.normal(size=(chosen.size, width)).astype(np.float16))
     found = {}
-    for size, multiply in [(16, multiply_tiled), *((size, multiply_grouped) for size in sizes_of(FORMATS[name]))]:
+    for size, multiply in [
+        (16, multiply_tiled),
+        *((size, multiply_grouped) for size in sizes_of(matrix.format, matrix.num_partitions)),
+    ]:
         plan = plan_experts(device.context, upload(chosen), NUM_EXPERTS, (size, size))
         inputs = gather_rows(device.context, x, plan.rows)
         out = upload(np.full((chosen.size, inner), np.nan, np.float16))
