@@ -127,6 +127,7 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
         if (place.partition == 0) output.destination.load_residual();
     }
     if constexpr (INPUT == GEMV_NORMED) {
+        if constexpr (STREAMED) copy_commit(), copy_wait<0>();  // the norm's weights; else `make_ready` has waited
         row.normalise(p.norm, norm_weights, norm_sums,
                       [&](int column, float4 n) { *(uint2*)(shared + column * 2) = pack_quad(n); });
     } else {

@@ -106,6 +106,27 @@ def test_warps_that_multiply_one_tile_after_the_other_give_the_same_bits(
     np.testing.assert_array_equal(three, five[:3])
 
 
+@pytest.mark.sanitize("768-Q4_K", "2048-MXFP4")
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "Q8_0", "MXFP4"])
+@pytest.mark.parametrize("width", [768, 2048, 3072])
+def test_a_normed_token_has_the_same_bits_alone(
+    device: CudaDevice, upload: Upload, empty: Empty, download: Download, name: str, width: int
+) -> None:
+    num_rows = 3072
+    rng = np.random.default_rng(8)
+    layers = load(device, lambda store: store.projection([random_weight(name, (num_rows, width), rng, bias=True)]))
+    x, norm = (
+        rng.normal(size=(5, width)).astype(np.float32),
+        RmsNorm(upload(rng.normal(1, 0.1, width).astype("f4")), 1e-6),
+    )
+    outs = [empty((num_tokens, num_rows), np.float32) for num_tokens in (1, 3, 5)]
+    for out in outs:
+        norm_linear(device.context, upload(x[: out.shape[0]]), norm, layers, out=out)
+    one, three, five = map(download, outs)
+    np.testing.assert_array_equal(one, five[:1])
+    np.testing.assert_array_equal(three, five[:3])
+
+
 @pytest.mark.sanitize("5")
 @pytest.mark.parametrize("num_tokens", [1, 5, 40, 200])
 def test_neighbours_of_other_formats_and_widths_lie_side_by_side(
