@@ -100,6 +100,9 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
             if (p.routing.is_first) copy_x(shared, x, x_bytes);
         }
     }
+    // A fence waits for all loads that are under way: before those of weights, where these are not waited for first.
+    const bool has_begun = STREAMED && INPUT != GEMV_ROUTED && p.overlaps_previous;
+    if (has_begun) begin_overlapped();
     if constexpr (INPUT == GEMV_NORMED) row.copy_weights(p.norm, norm_weights);  // in the first group of copies
     GemvWeights weights(matrix, packed, shared_address(shared) + p.ring_at, place.partition, tile, place.tile_step,
                         place.num_tiles);
@@ -118,7 +121,7 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
     } else {
         weights.make_ready(base, tile < place.num_tiles);
         output.compute_now();
-        wait_for_x(p);
+        if (!has_begun) wait_for_x(p);
         if (p.x_rows) x += (i64)p.x_rows[0] * matrix.width * (INPUT == GEMV_NORMED ? 4 : 2);
         if constexpr (INPUT == GEMV_NORMED)
             row.load(p.norm, (const float*)x);

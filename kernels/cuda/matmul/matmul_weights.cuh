@@ -36,14 +36,17 @@ extern __shared__ __align__(16) u8 shared[];
 
 constexpr bool STREAMED = Layout<FORMAT>::is_streamed;  // one token's weights: matmul_streamed.cuh
 
+// x was there before the previous kernel began: see `acquire`.
+DEVICE void begin_overlapped() {
+    start_next();
+    acquire();
+}
 // Waits until the previous kernel is done, if it writes x.
 DEVICE void wait_for_x(const SmallBatchParams& p) {
-    if (p.overlaps_previous) {
-        start_next();
-        acquire();
-    } else {
+    if (p.overlaps_previous)
+        begin_overlapped();
+    else
         wait_for_previous();
-    }
 }
 
 // Where a warp of a block is, of those that share its tiles: the warps of a tile lie together, one for each partition.
