@@ -40,7 +40,7 @@ struct LayerCut {
 // layer.
 struct WordPlaces {
     u32 layer_words;
-    u32 qkv_words, attended_words, activated_words, stream_words;
+    u32 qkv_words, attended_words, activated_words, middle_words, end_words;
     u32 attended_at, middle_at, activated_at, end_at;
 };
 
@@ -133,13 +133,14 @@ struct LayerWords {
     DEVICE u32 attended(int token, int i) const {
         return first + p.places.attended_at + token * p.places.attended_words + i;
     }
-    DEVICE u32 middle(int token, int i) const { return first + p.places.middle_at + of_stream(token, i); }
+    DEVICE u32 middle(int token, int i) const { return first + p.places.middle_at + in_middle(token, i); }
     DEVICE u32 activated(int token, int i) const {
         return first + p.places.activated_at + token * p.places.activated_words + i;
     }
-    DEVICE u32 end(int token, int i) const { return first + p.places.end_at + of_stream(token, i); }
+    DEVICE u32 end(int token, int i) const { return first + p.places.end_at + in_end(token, i); }
     // Of the residual stream's words.
-    DEVICE u32 of_stream(int token, int i) const { return token * p.places.stream_words + spread<STREAM_SPREAD>(i); }
+    DEVICE u32 in_middle(int token, int i) const { return token * p.places.middle_words + spread<MIDDLE_SPREAD>(i); }
+    DEVICE u32 in_end(int token, int i) const { return token * p.places.end_words + spread<END_SPREAD>(i); }
 
    private:
     template <int SPREAD>

@@ -285,7 +285,7 @@ class ProductBlock {
 
     // Where a column of a row of it is: of words, or of what was there before.
     DEVICE u32 place_in_row(int row, int column, bool is_there) const {
-        return is_there ? row * p.cut.width + column : LayerWords(p, 0).of_stream(row, column);
+        return is_there ? row * p.cut.width + column : LayerWords(p, 0).in_end(row, column);
     }
 
     // Those of this lane's columns. They are loaded a product ahead: where weights of a block are on their way, a load
@@ -308,7 +308,8 @@ class ProductBlock {
 #pragma unroll
         for (int i = 0; i < GROUP_TOKENS; i++) {
             const int row = rows ? rows[norm_token(i)] : norm_token(i);
-            places[i] = x + place_in_row(row, column, is_there);
+            places[i] =
+                x + (keeps_residuals ? LayerWords(p, 0).in_middle(row, column) : place_in_row(row, column, is_there));
         }
         if (is_there)
 #pragma unroll
@@ -470,7 +471,7 @@ class ProductBlock {
         for_rows([&](int pass, int token, int row, bool is_one) {
             const float sum = __fadd_rn(sum_in_order<2>(scratch.tile_sums[token][row]), 0.0f);
             const float y = fmaf(sum, 1.0f, residuals[pass]);
-            if (is_one) publish(place + 2 * pass * p.places.stream_words, __float_as_uint(y));
+            if (is_one) publish(place + 2 * pass * p.places.middle_words, __float_as_uint(y));
         });
     }
 
@@ -604,7 +605,7 @@ class ProductBlock {
                                  scratch.residuals[token][lane() % 8]);
             if (lane() >= 8 * DOWN_TOKENS) continue;
             if (layer + 1 < p.cut.num_layers || p.head.packed)
-                publish(place + first_token * p.places.stream_words, __float_as_uint(y));
+                publish(place + first_token * p.places.end_words, __float_as_uint(y));
             else
                 p.x[token * p.cut.width + row] = y;
         }

@@ -134,16 +134,17 @@ def _word_places(num_tokens: int, layer: Layer) -> dict[str, int]:
     qkv, output, _, down = Matrices.of(layer)
     spreads, attended_words, activated_words = SPREADS[num_tokens], output.width // 2, down.width // 2
     qkv_words = qkv.num_rows // 2 * spreads["QKV_SPREAD"]
-    stream_words = qkv.width * spreads["STREAM_SPREAD"]
+    middle_words, end_words = qkv.width * spreads["MIDDLE_SPREAD"], qkv.width * spreads["END_SPREAD"]
     middle_at = num_tokens * (qkv_words + attended_words)
-    activated_at = middle_at + num_tokens * stream_words
+    activated_at = middle_at + num_tokens * middle_words
     end_at = activated_at + num_tokens * activated_words
     return {
-        "layer_words": end_at + num_tokens * stream_words,
+        "layer_words": end_at + num_tokens * end_words,
         "qkv_words": qkv_words,
         "attended_words": attended_words,
         "activated_words": activated_words,
-        "stream_words": stream_words,
+        "middle_words": middle_words,
+        "end_words": end_words,
         "attended_at": num_tokens * qkv_words,
         "middle_at": middle_at,
         "activated_at": activated_at,

@@ -20,10 +20,10 @@ class Limit(NamedTuple):
 
 NUM_TOKENS = (1, 2, 4, 8)  # each of a sequence of its own
 SPREADS = {
-    1: {"STREAM_SPREAD": 4, "QKV_SPREAD": 1},
-    2: {"STREAM_SPREAD": 4, "QKV_SPREAD": 1},
-    4: {"STREAM_SPREAD": 1, "QKV_SPREAD": 1},
-    8: {"STREAM_SPREAD": 1, "QKV_SPREAD": 4},
+    1: {"QKV_SPREAD": 1, "MIDDLE_SPREAD": 4, "END_SPREAD": 4},
+    2: {"QKV_SPREAD": 1, "MIDDLE_SPREAD": 4, "END_SPREAD": 1},
+    4: {"QKV_SPREAD": 1, "MIDDLE_SPREAD": 1, "END_SPREAD": 1},
+    8: {"QKV_SPREAD": 4, "MIDDLE_SPREAD": 1, "END_SPREAD": 1},
 }  # how many sectors of the L2 cache one of words lies from the next, by the number of tokens
 MAX_LAYERS = 32
 LAYER_WARPS = 16  # of a block
@@ -126,7 +126,8 @@ class WordPlaces(CudaStruct, source=SOURCE):
     qkv_words: UInt32
     attended_words: UInt32
     activated_words: UInt32
-    stream_words: UInt32
+    middle_words: UInt32
+    end_words: UInt32
     attended_at: UInt32
     middle_at: UInt32
     activated_at: UInt32
