@@ -9,8 +9,9 @@ from functools import partial
 import numpy as np
 
 from kernels.ops.activation import geglu_rows, swiglu_rows
-from kernels.ops.copied import copied_matmul
+from kernels.ops.copied import copied_matmul, copied_slices
 from kernels.ops.copied.copied_matmul import LEAST_TOKENS, copied_shape, multiply_copied
+from kernels.ops.copied.copied_slices import multiply_sliced_copy, sliced_shape
 from kernels.ops.copied.copy_value import OVER_ESTIMATE_US
 from kernels.ops.matmul_params import (
     NO_ROUTING,
@@ -236,7 +237,11 @@ def _multiply_many(context: Context, product: Product) -> None:
         if copied_matmul.is_suitable(context.gpu, product):
             size, estimated_us = copied_shape(context.gpu, matrix, num_tokens)
             if estimated_us < least_us:
-                multiply = partial(multiply_copied, size=size)
+                multiply, least_us = partial(multiply_copied, size=size), estimated_us
+        if copied_slices.is_suitable(context.gpu, product):
+            size, estimated_us = sliced_shape(context.gpu, matrix, num_tokens)
+            if estimated_us < least_us:
+                multiply = partial(multiply_sliced_copy, size=size)
     multiply(context, product)
 
 

@@ -15,4 +15,7 @@ struct CopiedParams {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #include "matmul_copied.cuh"
+#if ROWS <= 64
+#include "matmul_copied_slices.cuh"
+#endif
 #endif
