@@ -20,12 +20,13 @@ class SupervisedThread:
         self.stopping = threading.Event()
         self._run = run
         self._on_death = on_death
+        self._has_run = False
         self._thread = threading.Thread(target=self._supervise, name=name, daemon=True)
 
     @property
     def is_alive(self) -> bool:
-        """Whether it was started and has not ended."""
-        return self._thread.is_alive()
+        """Whether it was started and ``run`` goes on; where that has ended, ``on_death`` may still be at work."""
+        return self._thread.is_alive() and not self._has_run
 
     def start(self) -> None:
         """Start the thread; once only."""
@@ -37,14 +38,16 @@ class SupervisedThread:
 
     def join(self, timeout_s: float | None = None) -> None:
         """Wait until the thread has ended; does not wait for one that was never started, nor for itself."""
-        if self.is_alive and self._thread is not threading.current_thread():
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(None if timeout_s is None else min(max(0.0, timeout_s), threading.TIMEOUT_MAX))
 
     def _supervise(self) -> None:
         try:
             self._run()
         except BaseException as error:
+            self._has_run = True
             self._on_death(self._thread.name, error)
         else:
+            self._has_run = True
             if not self.stopping.is_set():
                 self._on_death(self._thread.name, None)

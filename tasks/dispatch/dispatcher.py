@@ -128,11 +128,11 @@ class Dispatcher:
         """Take no more jobs, and give those in flight to other workers; where Redis is away, their leases run out."""
         end = time.monotonic() + timeout_s
         self._claimer.stop(timeout_s)
-        if self._runner.is_alive:
-            released = threading.Event()
-            self._runner.put(Release(released))
-            released.wait(max(0.0, end - time.monotonic()))
-        else:
+        released = threading.Event()
+        self._runner.put(Release(released))
+        while self._runner.is_alive and time.monotonic() < end and not released.wait(TICK_S):
+            pass
+        if not self._runner.is_alive:
             self._runner.abandon()
 
     def stop(self, timeout_s: float, engine_timeout_s: float) -> None:

@@ -41,6 +41,21 @@ def test_a_thread_that_returns_unasked_is_told_too(deaths: Deaths) -> None:
     assert deaths == [("claimer", None)]
 
 
+def test_a_thread_is_dead_to_others_while_it_still_tells_of_its_end() -> None:
+    told, may_end = threading.Event(), threading.Event()
+
+    def note(_name: str, _error: BaseException | None) -> None:
+        told.set()
+        may_end.wait(60)
+
+    thread = SupervisedThread("claimer", lambda: None, note)
+    thread.start()
+    assert told.wait(60)
+    assert not thread.is_alive, "nobody is to wait for what it will not do any more"
+    may_end.set()
+    thread.join(60)
+
+
 def test_a_thread_that_was_told_to_stop_ends_without_a_word(deaths: Deaths) -> None:
     thread = SupervisedThread("claimer", lambda: waiting.wait() and None, deaths.note)
     waiting = thread.stopping
