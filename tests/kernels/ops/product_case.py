@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from kernels.ops.matmul_params import Epilogue, Product
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
 from kernels.weights.formats import FORMATS
-from kernels.weights.half_copy import HalfCopies
+from kernels.weights.half_copy import HalfCopies, half_shape, unpack
 from kernels.weights.packed import PackedMatrix
 from kernels.weights.weight_store import PackedWeightStore
 from tests.kernels.conftest import Download, Upload
@@ -42,6 +43,12 @@ def matrix_of(name: str, num_rows: int, width: int) -> PackedMatrix:
     return PackedMatrix(FORMATS[name], num_rows, width, 1, False, DeviceArray(0, (0,), np.dtype(np.uint8)), None, None)
 
 
+def copied_matrix_of(name: str, num_rows: int, width: int) -> PackedMatrix:
+    """One with a float16 copy, without memory."""
+    matrix = matrix_of(name, num_rows, width)
+    return replace(matrix, half_copy=DeviceArray(0, half_shape(matrix), np.dtype(np.float16)))
+
+
 def product_of(
     matrix: PackedMatrix, num_tokens: int, stride: int | None = None, column: int = 0, dtype: type = np.float32
 ) -> Product:
@@ -54,6 +61,18 @@ def product_of(
 def need_wgmma(device: CudaDevice) -> None:
     if not device.gpu.has_wgmma:
         pytest.skip("the kernels are for Hopper")
+
+
+def copies_first(multiply: Callable[[Context, Product, int], None]) -> Callable[[Context, Product, int], None]:
+    """``multiply`` by a matrix that gets its float16 copy before."""
+
+    def copy_and_multiply(context: Context, product: Product, size: int) -> None:
+        half_copy = context.scratch(half_shape(product.matrix), np.float16)
+        unpack(context, product.matrix, half_copy)
+        context.stream.synchronise()  # products read constants before the previous kernel is done
+        multiply(context, product._replace(matrix=replace(product.matrix, half_copy=half_copy)), size)
+
+    return copy_and_multiply
 
 
 def check_same_bits(

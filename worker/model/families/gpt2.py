@@ -11,7 +11,7 @@ from kernels.batch import AnyArray, Step
 from kernels.devices.protocol import AnyProjection, Device
 from kernels.weights.parameters import Attention, LayerNorm
 from worker.model.config import Architecture, ModelConfig
-from worker.model.forward.logit_tokens import attend_for_logits, has_few_logits
+from worker.model.forward.logit_tokens import attend, has_few_logits
 from worker.model.forward.step_activations import StepActivations
 from worker.model.kv_cache import KVCache
 from worker.model.weights import TensorSpec, Weights
@@ -52,14 +52,11 @@ class GPT2:
         plan = ops.plan_attention(step, self._attention)
         for layer, layer_cache in zip(self._layers, cache.layers, strict=True):
             ops.norm_linear(x, layer.attention_norm, layer.qkv, out=acts.qkv)
-            if layer is self._layers[-1] and has_few_logits(step):
-                left = attend_for_logits(ops, acts, None, self._attention, step, out_cache=layer_cache)
-                if left is None:
-                    break
-                acts, x = left, left.residual
-            else:
-                own = self._attention
-                ops.rope_attention(acts.qkv, None, own, step, plan, out_cache=layer_cache, out=acts.attended)
+            has_fewer = layer is self._layers[-1] and has_few_logits(step)
+            left = attend(ops, acts, None, self._attention, step, plan, has_fewer=has_fewer, out_cache=layer_cache)
+            if left is None:
+                break
+            acts, x = left, left.residual
             ops.linear_residual(acts.attended, layer.output, out=x)
             ops.norm_gelu(x, layer.ffn_norm, layer.up, out=acts.activated)
             ops.linear_residual(acts.activated, layer.down, out=x)

@@ -16,7 +16,7 @@ from kernels.devices.protocol import AnyExperts, AnyProjection, AnyRouter, Devic
 from kernels.weights.parameters import Attention, Clamp, RmsNorm
 from worker.model.config import Architecture, ModelConfig
 from worker.model.forward.layer_kinds import layers_to_run
-from worker.model.forward.logit_tokens import attend_for_logits, has_few_logits
+from worker.model.forward.logit_tokens import attend, has_few_logits
 from worker.model.forward.step_activations import StepActivations
 from worker.model.kv_cache import KVCache
 from worker.model.rope_scaling import plain_rope
@@ -64,13 +64,11 @@ class GptOss:
             layer, layer_cache = self._layers[index], cache.layers[index]
             attention, plan = layer.attention, plans[layer.attention.window]
             ops.norm_linear(x, layer.attention_norm, layer.qkv, out=acts.qkv)
-            if index == last and has_few_logits(step):
-                left = attend_for_logits(ops, acts, rotation, attention, step, out_cache=layer_cache)
-                if left is None:
-                    break
-                acts, x = left, left.residual
-            else:
-                ops.rope_attention(acts.qkv, rotation, attention, step, plan, out_cache=layer_cache, out=acts.attended)
+            has_fewer = index == last and has_few_logits(step)
+            left = attend(ops, acts, rotation, attention, step, plan, has_fewer=has_fewer, out_cache=layer_cache)
+            if left is None:
+                break
+            acts, x = left, left.residual
             ops.linear_residual(acts.attended, layer.output, out=x)
             ops.norm_moe_residual(x, layer.ffn_norm, layer.router, layer.experts, CLAMP, out=x)
         ops.norm_head(x, acts.logit_rows, self._norm, self._head, out=acts.logits)

@@ -17,7 +17,7 @@ from kernels.weights.parameters import RmsNorm
 from worker.model.config import Architecture, ModelConfig
 from worker.model.families.feed_forward import FeedForward, load_feed_forward
 from worker.model.families.self_attention import SelfAttention, load_attention
-from worker.model.forward.logit_tokens import attend_for_logits, has_few_logits, select_logit_tokens
+from worker.model.forward.logit_tokens import attend, has_few_logits, select_logit_tokens
 from worker.model.forward.step_activations import StepActivations
 from worker.model.kv_cache import KVCache
 from worker.model.layer_config import SHORT_CONVOLUTION_KEYS
@@ -72,13 +72,10 @@ class Lfm2:
                 case SelfAttention(qkv, attention, output):
                     ops.norm_linear(x, layer.norm, qkv, out=acts.qkv)
                     own = next(caches)
-                    if has_fewer:
-                        left = attend_for_logits(ops, acts, rotation, attention, step, out_cache=own)
-                        if left is None:
-                            break
-                        acts, x = left, left.residual
-                    else:
-                        ops.rope_attention(acts.qkv, rotation, attention, step, plan, out_cache=own, out=acts.attended)
+                    left = attend(ops, acts, rotation, attention, step, plan, has_fewer=has_fewer, out_cache=own)
+                    if left is None:
+                        break
+                    acts, x = left, left.residual
                     ops.linear_residual(acts.attended, output, out=x)
                 case _ShortConvolution(projection, taps, output):
                     ops.norm_linear(x, layer.norm, projection, out=projected)

@@ -25,7 +25,7 @@ from kernels.weights.parameters import Attention, DenseLayer, OutputHead, Pairin
 from worker.model.config import Architecture, ModelConfig
 from worker.model.families.mixture import Mixture, load_mixture
 from worker.model.forward.layer_kinds import layers_to_run
-from worker.model.forward.logit_tokens import attend_for_logits, has_few_logits
+from worker.model.forward.logit_tokens import attend, has_few_logits
 from worker.model.forward.step_activations import StepActivations
 from worker.model.kv_cache import KVCache
 from worker.model.rope_scaling import long_rope, plain_rope
@@ -182,13 +182,11 @@ class Llama:
             attention = layer.attention
             ops.norm_linear(x, layer.attention_norm, layer.qkv, out=acts.qkv)
             by = rotation if layer.rotated else None
-            if index == last and has_few_logits(step):
-                left = attend_for_logits(ops, acts, by, attention, step, out_cache=layer_cache)
-                if left is None:
-                    break
-                acts, x = left, left.residual
-            else:
-                ops.rope_attention(acts.qkv, by, attention, step, plan, out_cache=layer_cache, out=acts.attended)
+            has_fewer = index == last and has_few_logits(step)
+            left = attend(ops, acts, by, attention, step, plan, has_fewer=has_fewer, out_cache=layer_cache)
+            if left is None:
+                break
+            acts, x = left, left.residual
             self._add(acts.attended, layer.output, out=x)
             match layer.feed_forward:
                 case _FeedForward(gate_up, down):

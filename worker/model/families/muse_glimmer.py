@@ -19,7 +19,7 @@ from kernels.weights.parameters import RmsNorm
 from worker.model.config import Architecture, ModelConfig
 from worker.model.families.feed_forward import FeedForward, load_feed_forward
 from worker.model.families.self_attention import SelfAttention, load_attention
-from worker.model.forward.logit_tokens import attend_for_logits, has_few_logits
+from worker.model.forward.logit_tokens import attend, has_few_logits
 from worker.model.forward.step_activations import StepActivations
 from worker.model.kv_cache import KVCache
 from worker.model.layer_config import LayerPattern
@@ -76,13 +76,11 @@ class MuseGlimmer:
             attention = layer.attention.attention
             by, plan = rotation if attention.window else None, plans[attention.window]
             ops.norm_linear(x, layer.norm, layer.attention.qkv, out=acts.qkv)
-            if layer is self._layers[-1] and has_few_logits(step):
-                left = attend_for_logits(ops, acts, by, attention, step, out_cache=layer_cache)
-                if left is None:
-                    break
-                acts, x, (gates,) = left, left.residual, left.own
-            else:
-                ops.rope_attention(acts.qkv, by, attention, step, plan, out_cache=layer_cache, out=acts.attended)
+            has_fewer = layer is self._layers[-1] and has_few_logits(step)
+            left = attend(ops, acts, by, attention, step, plan, has_fewer=has_fewer, out_cache=layer_cache)
+            if left is None:
+                break
+            acts, x, (gates,) = left, left.residual, left.own
             ops.norm_linear(x, layer.norm, layer.gate, out=gates)
             ops.gate(acts.attended, gates, out=acts.attended)
             ops.linear_norm_residual(acts.attended, layer.attention.output, layer.post_norm, out=x)

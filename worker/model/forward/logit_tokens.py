@@ -7,7 +7,7 @@ the last such layer is for logits alone, and of a prompt these are wanted of the
 from __future__ import annotations
 
 from kernels.batch import AnyArray, LayerCache, Step
-from kernels.devices.protocol import AnyOps, AnyRotation
+from kernels.devices.protocol import AnyAttentionPlan, AnyOps, AnyRotation
 from kernels.weights.parameters import Attention
 from worker.model.forward.step_activations import StepActivations
 
@@ -20,19 +20,24 @@ def has_few_logits(step: Step[AnyArray]) -> bool:
     return MOST_OF_STEP * step.logit_rows.size <= step.token_ids.size
 
 
-def attend_for_logits(
+def attend(
     ops: AnyOps,
     acts: StepActivations,
     by: AnyRotation | None,
     attention: Attention[AnyArray],
     step: Step[AnyArray],
+    plan: AnyAttentionPlan,
     *,
+    has_fewer: bool,
     out_cache: LayerCache[AnyArray],
 ) -> StepActivations | None:
-    """`rope_attention` of the last layer: writes keys and values of all tokens, attends for those with logits.
+    """`rope_attention` of a layer; gives what goes on, None if nothing does.
 
-    What these go on with; None: there are none.
+    ``has_fewer``: the keys and values of all tokens are written, and those with logits alone attend and go on.
     """
+    if not has_fewer:
+        ops.rope_attention(acts.qkv, by, attention, step, plan, out_cache=out_cache, out=acts.attended)
+        return acts
     ops.rope_write(acts.qkv, step.slots, by, attention, out_cache=out_cache)
     if not step.logit_rows.size:
         return None

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from kernels.devices.cuda import CudaDevice
 from kernels.ops.copied.copied_matmul import SIZES, copied_ring, copied_shape, is_suitable, multiply_copied
-from kernels.ops.matmul_params import Epilogue, Product
+from kernels.ops.matmul_params import Epilogue
 from kernels.ops.matmul_tuning import SHAPES_APART
-from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import A100, H100
-from kernels.runtime.launcher import Context
-from kernels.weights.half_copy import UNPACKED_FORMATS, half_shape, unpack
-from kernels.weights.packed import PackedMatrix
+from kernels.weights.half_copy import UNPACKED_FORMATS
 from tests.kernels.conftest import Download, Upload
-from tests.kernels.ops.product_case import check_epilogue, check_same_bits, load, matrix_of, need_wgmma, product_of
+from tests.kernels.ops.product_case import (
+    check_epilogue,
+    check_same_bits,
+    copied_matrix_of,
+    copies_first,
+    load,
+    matrix_of,
+    need_wgmma,
+    product_of,
+)
 
 
 @pytest.mark.gpu
@@ -33,13 +37,6 @@ def test_outputs_have_the_bits_of_the_kernels_that_unpack_in_registers(
     check_same_bits(device, upload, download, matrix, multiply_copied, SIZES)
 
 
-def copy_and_multiply(context: Context, product: Product, size: int) -> None:
-    half_copy = context.scratch(half_shape(product.matrix), np.float16)
-    unpack(context, product.matrix, half_copy)
-    context.stream.synchronise()  # products read constants before the previous kernel is done
-    multiply_copied(context, product._replace(matrix=replace(product.matrix, half_copy=half_copy)), size)
-
-
 @pytest.mark.gpu
 @pytest.mark.sanitize("*-16-1.0")
 @pytest.mark.parametrize("alpha", [1.0, 1.7])
@@ -48,7 +45,7 @@ def copy_and_multiply(context: Context, product: Product, size: int) -> None:
 def test_every_epilogue_gives_the_same_bits_beside_what_else_is_there(
     device: CudaDevice, upload: Upload, download: Download, epilogue: Epilogue, column: int, alpha: float
 ) -> None:
-    check_epilogue(device, upload, download, epilogue, column, alpha, copy_and_multiply, lambda _: SIZES)
+    check_epilogue(device, upload, download, epilogue, column, alpha, copies_first(multiply_copied), lambda _: SIZES)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -57,34 +54,28 @@ def test_a_block_fits_the_shared_memory_of_a_gpu_that_has_its_instructions(size:
     assert copied_ring(size).stages >= 4
 
 
-def copied(name: str, num_rows: int, width: int) -> PackedMatrix:
-    """A matrix with a copy, without memory."""
-    matrix = matrix_of(name, num_rows, width)
-    return replace(matrix, half_copy=DeviceArray(0, half_shape(matrix), np.dtype(np.float16)))
-
-
 def test_few_tokens_and_outputs_that_cannot_be_stored_16_bytes_at_a_time_have_the_other_kernels() -> None:
-    matrix = copied("Q4_K", 1000, 512)
+    matrix = copied_matrix_of("Q4_K", 1000, 512)
     assert is_suitable(H100, product_of(matrix, 256))
     assert not is_suitable(H100, product_of(matrix_of("Q4_K", 1000, 512), 256)), "it has no copy"
     assert not is_suitable(A100, product_of(matrix, 256))
     assert not is_suitable(H100, product_of(matrix, 64)) and not is_suitable(H100, product_of(matrix, 1025))
-    assert not is_suitable(H100, product_of(copied("Q4_K", 36_000, 256), 256)), "stream-K is as fast"
+    assert not is_suitable(H100, product_of(copied_matrix_of("Q4_K", 36_000, 256), 256)), "stream-K is as fast"
     assert not is_suitable(H100, product_of(matrix, 256, stride=1002))
     assert not is_suitable(H100, product_of(matrix, 256, stride=2000, column=2))
-    assert not is_suitable(H100, product_of(copied("Q4_K", 1001, 512), 256, stride=1004))
+    assert not is_suitable(H100, product_of(copied_matrix_of("Q4_K", 1001, 512), 256, stride=1004))
     assert not is_suitable(H100, product_of(matrix, 256, stride=1004, dtype=np.float16))
 
 
 def test_the_shape_is_the_same_between_the_numbers_of_tokens_that_memory_is_planned_at() -> None:
     for num_rows, width in ((896, 4864), (9728, 896), (3072, 8192), (16384, 3072)):
-        matrix = copied("Q8_0", num_rows, width)
+        matrix = copied_matrix_of("Q8_0", num_rows, width)
         shapes = {count: copied_shape(H100, matrix, count) for count in range(128, 1025)}
         assert {n for n in range(128, 1024) if shapes[n] != shapes[n + 1]} <= set(range(128, 1025, SHAPES_APART))
         assert len(set(shapes.values())) > 1
 
 
 def test_tiles_are_as_many_as_there_are_multiprocessors_where_that_takes_least_time() -> None:
-    assert copied_shape(H100, copied("Q5_0", 9728, 896), 256).size == 160
-    assert copied_shape(H100, copied("Q5_K", 9216, 3072), 256).size == 144
-    assert copied_shape(H100, copied("Q5_0", 1152, 896), 256).size in (32, 48)
+    assert copied_shape(H100, copied_matrix_of("Q5_0", 9728, 896), 256).size == 160
+    assert copied_shape(H100, copied_matrix_of("Q5_K", 9216, 3072), 256).size == 144
+    assert copied_shape(H100, copied_matrix_of("Q5_0", 1152, 896), 256).size in (32, 48)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
 import pytest
 
 from kernels.devices.cuda import CudaDevice
 from kernels.ops.copied.copied_slices import SLICED_SIZES, is_suitable, multiply_sliced_copy, shared_bytes, sliced_shape
-from kernels.ops.matmul_params import Epilogue, Product
+from kernels.ops.matmul_params import Epilogue
 from kernels.ops.matmul_tuning import SHAPES_APART
-from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import H100
-from kernels.runtime.launcher import Context
-from kernels.weights.half_copy import UNPACKED_FORMATS, half_shape, unpack
-from kernels.weights.packed import PackedMatrix
+from kernels.weights.half_copy import UNPACKED_FORMATS
 from tests.kernels.conftest import Download, Upload
-from tests.kernels.ops.product_case import check_epilogue, check_same_bits, load, matrix_of, need_wgmma, product_of
+from tests.kernels.ops.product_case import (
+    check_epilogue,
+    check_same_bits,
+    copied_matrix_of,
+    copies_first,
+    load,
+    matrix_of,
+    need_wgmma,
+    product_of,
+)
 
 
 @pytest.mark.gpu
@@ -32,13 +35,6 @@ def test_outputs_have_the_bits_of_the_kernels_that_unpack_in_registers(
     check_same_bits(device, upload, download, matrix, multiply_sliced_copy, SLICED_SIZES)
 
 
-def copy_and_multiply(context: Context, product: Product, size: int) -> None:
-    half_copy = context.scratch(half_shape(product.matrix), np.float16)
-    unpack(context, product.matrix, half_copy)
-    context.stream.synchronise()  # products read constants before the previous kernel is done
-    multiply_sliced_copy(context, product._replace(matrix=replace(product.matrix, half_copy=half_copy)), size)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("alpha", [1.0, 1.7])
 @pytest.mark.parametrize("column", [8, 16])
@@ -46,7 +42,9 @@ def copy_and_multiply(context: Context, product: Product, size: int) -> None:
 def test_every_epilogue_gives_the_same_bits_beside_what_else_is_there(
     device: CudaDevice, upload: Upload, download: Download, epilogue: Epilogue, column: int, alpha: float
 ) -> None:
-    check_epilogue(device, upload, download, epilogue, column, alpha, copy_and_multiply, lambda _: SLICED_SIZES)
+    check_epilogue(
+        device, upload, download, epilogue, column, alpha, copies_first(multiply_sliced_copy), lambda _: SLICED_SIZES
+    )
 
 
 @pytest.mark.parametrize("size", SLICED_SIZES)
@@ -54,14 +52,8 @@ def test_a_block_fits_the_shared_memory_of_a_gpu_that_has_its_instructions(size:
     assert shared_bytes(size) <= H100.shared_bytes
 
 
-def copied(name: str, num_rows: int, width: int) -> PackedMatrix:
-    """A matrix with a copy, without memory."""
-    matrix = matrix_of(name, num_rows, width)
-    return replace(matrix, half_copy=DeviceArray(0, half_shape(matrix), np.dtype(np.float16)))
-
-
 def test_no_sm_has_two_tiles() -> None:
-    matrix = copied("Q4_K", 896, 4864)
+    matrix = copied_matrix_of("Q4_K", 896, 4864)
     assert is_suitable(H100, product_of(matrix, 256)) and is_suitable(H100, product_of(matrix, 576))
     assert not is_suitable(H100, product_of(matrix, 640)), "140 tiles"
     assert not is_suitable(H100, product_of(matrix_of("Q4_K", 896, 4864), 256)), "it has no copy"
@@ -70,6 +62,6 @@ def test_no_sm_has_two_tiles() -> None:
 
 
 def test_the_shape_is_the_same_between_the_numbers_of_tokens_that_memory_is_planned_at() -> None:
-    matrix = copied("Q4_K", 896, 4864)
+    matrix = copied_matrix_of("Q4_K", 896, 4864)
     shapes = {count: sliced_shape(H100, matrix, count) for count in range(65, 577)}
     assert {n for n in range(65, 576) if shapes[n] != shapes[n + 1]} <= set(range(64, 577, SHAPES_APART))
