@@ -12,7 +12,7 @@ from redis.retry import Retry
 
 from orcd.errors import EngineLost, RedisUnavailable
 from orcd.store.redis_address import RedisAddress
-from orcd.store.redis_connection import explain, is_refusal, make_pool
+from orcd.store.redis_connection import explain, is_refusal, make_pool, other_scheme
 from worker.settings import Settings
 
 RETRY_S = 0.2
@@ -48,7 +48,7 @@ def _wait(
         except redis.RedisError as error:
             if is_refusal(error):
                 raise explain(error, address) from None
-            cause = type(error).__name__
+            cause = type(error).__name__ + other_scheme(error, address)
         if not is_reported:
             is_reported = True
             report(RedisUnavailable(f"cannot reach Redis at {address} ({cause}); waiting for it"))

@@ -27,7 +27,7 @@ from redis.sentinel import (
 
 from orcd.errors import RedisUnavailable
 from orcd.settings import ClientSettings
-from orcd.store.commands.timed_redis import ANSWER_TIMEOUT_S, TimedRedis
+from orcd.store.commands.timed_redis import ANSWER_TIMEOUT_S, TimedRedis, TimedRetry
 from orcd.store.redis_address import RedisAddress
 
 CONNECT_TIMEOUT_S = 5
@@ -52,7 +52,7 @@ class UnsuitableRedisError(redis.RedisError):
 
 def connect(settings: ClientSettings, retry: Retry | None = None) -> redis.Redis:
     """A client, which opens no connection yet. Raises `InvalidRequest` on a malformed URL."""
-    retry = retry or Retry(RETRY_BACKOFF, NUM_RETRIES)
+    retry = retry or TimedRetry(RETRY_BACKOFF, NUM_RETRIES)
     address = RedisAddress.parse(settings.redis_url)
     return redis.Redis.from_pool(make_pool(address, retry=retry, socket_timeout=ANSWER_TIMEOUT_S))
 
@@ -252,7 +252,9 @@ def explain(error: redis.RedisError, address: RedisAddress) -> RedisUnavailable:
     elif isinstance(error, MasterNotFoundError | async_sentinel.MasterNotFoundError):
         text = f"no sentinel of {address} answers and names a master that is up; start them or set ORCD_REDIS_URL"
     elif isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        text = f"cannot reach Redis at {address}; start it or set ORCD_REDIS_URL"
+        text = f"cannot reach Redis at {address}; start it or set ORCD_REDIS_URL{other_scheme(error, address)}"
+    elif isinstance(error, redis.InvalidResponse):
+        text = f"what answers at {address} is no Redis; set ORCD_REDIS_URL"
     elif isinstance(error, redis.OutOfMemoryError) or "OOM command not allowed" in str(error):
         text = f"Redis at {address} is full; raise its maxmemory"
     elif "DB index is out of range" in str(error):
@@ -260,6 +262,16 @@ def explain(error: redis.RedisError, address: RedisAddress) -> RedisUnavailable:
     else:
         text = f"Redis at {address} refused a command: {type(error).__name__}"
     return RedisUnavailable(text)
+
+
+def other_scheme(error: redis.RedisError, address: RedisAddress) -> str:
+    """Which scheme may be meant: a server without TLS says nothing to who begins it, one with TLS leaves all others."""
+    is_left = isinstance(error.__context__, ConnectionResetError) or "closed by server" in str(error)
+    if address.uses_tls and isinstance(error, redis.TimeoutError):
+        return f" ({address.scheme.replace('rediss', 'redis')}:// if it has no TLS)"
+    if not address.uses_tls and not address.path and is_left:
+        return f" ({address.scheme.replace('redis', 'rediss')}:// if it has TLS)"
+    return ""
 
 
 def _tls_error(error: redis.RedisError) -> str | None:

@@ -1,17 +1,40 @@
-"""A connection of asyncio whose answers do not take for ever."""
+"""Commands whose answers do not take for ever, of clients of both kinds."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 import redis.asyncio
 from redis.asyncio.client import Pipeline
+from redis.retry import Retry
+
+T = TypeVar("T")
 
 ANSWER_TIMEOUT_S = 15
+
+
+class TimedRetry(Retry):
+    """Tries a command again only in the time that its answer may take: not where that is what has passed in vain."""
+
+    def call_with_retry(
+        self,
+        do: Callable[[], T],
+        fail: Callable[..., Any],
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,
+    ) -> T:
+        """See redis-py."""
+        end = time.monotonic() + ANSWER_TIMEOUT_S
+
+        def is_in_time(error: Exception) -> bool:
+            return time.monotonic() < end and (is_retryable is None or is_retryable(error))
+
+        return super().call_with_retry(do, fail, is_in_time, with_failure_count)
 
 
 @asynccontextmanager

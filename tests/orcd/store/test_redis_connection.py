@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError
 
 from orcd.async_client import AsyncClient
@@ -15,7 +17,16 @@ from orcd.client import Client
 from orcd.errors import InvalidRequest, RedisUnavailable
 from orcd.settings import ClientSettings
 from orcd.store import redis_connection
-from orcd.store.redis_connection import UnsuitableRedisError, connect, connect_async, is_refusal, redis_errors
+from orcd.store.redis_address import RedisAddress
+from orcd.store.redis_connection import (
+    UnsuitableRedisError,
+    connect,
+    connect_async,
+    explain,
+    is_refusal,
+    make_pool,
+    redis_errors,
+)
 from tasks.local import redis_server
 from tasks.local.redis_server import RedisServer
 from tests.conftest import wait_until
@@ -48,6 +59,14 @@ SETTINGS = ClientSettings(redis_url="redis://:secret@redis:6379/0")
         (
             redis.ResponseError("DB index is out of range"),
             "Redis at redis://:**@redis:6379/0 has no database 0; set ORCD_REDIS_URL",
+        ),
+        (
+            redis.ConnectionError("Connection closed by server."),
+            "cannot reach Redis at redis://:**@redis:6379/0; start it or set ORCD_REDIS_URL (rediss:// if it has TLS)",
+        ),
+        (
+            redis.InvalidResponse("secret"),
+            "what answers at redis://:**@redis:6379/0 is no Redis; set ORCD_REDIS_URL",
         ),
         (UnsuitableRedisError("is no Redis"), "Redis at redis://:**@redis:6379/0 is no Redis"),
         (
@@ -137,6 +156,15 @@ def test_what_is_wrong_with_tls_is_said(tls_port: int, certificates: Certificate
     refusal = pytest.raises(RedisUnavailable, match=r"certificate required|cannot reach")
     with Client(f"rediss://127.0.0.1:{tls_port}/0?{authority}") as client, refusal:
         client.status("a")
+
+
+def test_a_server_without_tls_is_told_from_one_that_is_away() -> None:
+    with ConfiguredServer() as server:
+        address = RedisAddress.parse(server.url.replace("redis://", "rediss://"))
+        pool = make_pool(address, retry=Retry(NoBackoff(), 0), socket_timeout=0.5)
+        with redis.Redis.from_pool(pool) as asked, pytest.raises(redis.TimeoutError) as caught:
+            asked.ping()
+    assert explain(caught.value, address).message.endswith("or set ORCD_REDIS_URL (redis:// if it has no TLS)")
 
 
 def test_a_socket_of_this_machine(tmp_path: Path):
