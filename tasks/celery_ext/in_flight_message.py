@@ -93,8 +93,6 @@ class InFlightMessage:
 
     def terminate(self, _signal: int | None = None) -> None:
         """End the jobs; the message is then answered like any other."""
-        for message in (self, *self.followers):
-            message.ending = "terminated"
         self.on_terminate(self)
 
     def read(self, body: Sequence[Any], limits_s: Sequence[float | None]) -> None:
@@ -117,20 +115,23 @@ class InFlightMessage:
             self.error = InvalidRequest(f"the message cannot be read ({type(error).__name__})")
         self.outcomes = dict.fromkeys(self.jobs)
 
-    def adopt(self, repetition: InFlightMessage) -> None:
+    def adopt(self, repetition: InFlightMessage) -> bool:
         """Answer another delivery of this message with it; one that says something else is answered after it.
 
         That is of a sender who was told of an error in the middle of a canvas, and began it again, with a new group.
-        Redis may have forgotten the jobs: the requests of a repetition may be the only ones left.
+        Redis may have forgotten the jobs: the requests of a repetition may be the only ones left. False for one whose
+        request is another than ours: its sender must not be given what we answer.
         """
-        for job_id, inline in repetition.jobs.items():
-            if inline is not None and job_id in self.jobs:
-                self.jobs[job_id] = inline
+        inline = {job_id: request for job_id, request in repetition.jobs.items() if request is not None}
+        if any(self.jobs.get(job_id) not in (None, request) for job_id, request in inline.items()):
+            return False
+        self.jobs |= {job_id: request for job_id, request in inline.items() if job_id in self.jobs}
         self.looks_again = True
-        if repetition.error is None and repetition._asks_for() != self._asks_for():
+        if repetition.error is None and (self.error is not None or repetition._asks_for() != self._asks_for()):
             self.followers.append(repetition)
         else:
             self.callbacks += repetition.callbacks
+        return True
 
     def has_outcome(self, job_id: str, outcome: Answer) -> bool:
         """Note what became of a job; True if that was the last one that was waited for.
@@ -146,6 +147,8 @@ class InFlightMessage:
             outcome, self.looks_again = None, True
         elif isinstance(outcome, Unknown) and job_id in self.fenced:
             outcome = None  # there is no such job any more, also if it was deleted: nobody waits for a result
+        elif isinstance(outcome, Conflict):
+            self.records.pop(job_id, None)  # none was written down; what is there may be another message's of the id
         elif isinstance(outcome, Unknown):
             self.unknown.add(job_id)
             outcome = InvalidRequest(f"job {job_id} is unknown or has expired; submit it again")

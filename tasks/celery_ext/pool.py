@@ -30,7 +30,7 @@ from orcd.store.job_store import JobStore
 from orcd.store.redis_connection import connect
 from tasks.app import worker_id
 from tasks.celery_ext.in_flight_message import InFlightMessage
-from tasks.celery_ext.revocation import ERRORS, end_job, is_noted, revoke_tasks
+from tasks.celery_ext.revocation import ERRORS, end_arrived, is_noted, revoke_tasks
 from tasks.celery_ext.shutdown import Shutdown
 from tasks.celery_ext.tasks import JobTask, trace
 from tasks.dispatch.delivery import Answer
@@ -153,21 +153,23 @@ class Pool(BasePool):  # type: ignore[misc]
         return self._take(message)
 
     def _take(self, message: InFlightMessage) -> InFlightMessage:
-        """Begin with a message, or adopt it; returns the one that works on its jobs."""
+        """Begin with a message, or adopt it; returns the one that Celery is to terminate."""
         with self._lock:
             first = self._messages.setdefault(message.task_id, message)
-            if first is not message:  # delivered again while we work on it (the broker connection was cut): adopt it
-                first.adopt(message)
-        if first is not message:
-            if message in first.followers:
-                self._finisher.submit(lambda: self._store.arrive(message.arrivals()))
+            # Delivered again while we work on it, as the broker connection was cut.
+            is_adopted = first is not message and first.adopt(message)
+        if is_adopted:
+            if message not in first.followers:
+                return first
+            self._finisher.submit(lambda: self._store.arrive(message.arrivals()))
         elif message.error is not None:
+            self.observer.log.refused(message.task_id, message.error)
             self._finisher.submit_item(message)
         elif message.is_doorbell and not message.ending:
             self._deliver(message)
         else:
             self._finisher.submit(partial(self._admit, message))
-        return first
+        return message
 
     def _deliver(self, message: InFlightMessage) -> None:
         """Have those jobs claimed that have no outcome yet."""
@@ -181,13 +183,12 @@ class Pool(BasePool):  # type: ignore[misc]
         """End the jobs of a message that must not run, send those for another model on, have the others claimed."""
         if not message.ending and is_noted(self.app.backend, message.task_id):
             message.ending = "revoked"
+        if message.ending:
+            end_arrived(self._store, message.arrivals(), message.ending)
         misrouted = message.misrouted(self._settings.model_name)
-        if message.ending or misrouted:
+        if misrouted:
             refusals = dict(zip(message.jobs, self._store.arrive(message.arrivals()), strict=True))
             misrouted = [each for each in misrouted if refusals[each.job_id] is None]
-        if message.ending:
-            for job_id in message.jobs:
-                end_job(self._store, job_id, message.ending)
         self._publisher.announce(misrouted)
         self._deliver(message)
 
@@ -197,13 +198,12 @@ class Pool(BasePool):  # type: ignore[misc]
 
     def _terminate(self, message: InFlightMessage) -> None:
         """End the message's jobs, here at once, and in their records: so they stay ended should this worker die."""
+        with self._lock:
+            first = self._messages.get(message.task_id, message)
+            for each in (message, first, *first.followers):
+                each.ending = "terminated"
 
-        def end() -> None:
-            self._store.arrive(message.arrivals())
-            for job_id in message.jobs:
-                end_job(self._store, job_id, "terminated")
-
-        self._finisher.submit(end)
+        self._finisher.submit(lambda: end_arrived(self._store, message.arrivals(), "terminated"))
         for job_id in message.jobs:
             if self.dispatcher is not None:
                 self.dispatcher.cancel(job_id, ERRORS["terminated"])

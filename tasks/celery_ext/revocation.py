@@ -6,7 +6,7 @@ has its message.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from celery import states
@@ -16,7 +16,7 @@ from celery.worker.control import control_command, ok
 
 from orcd.errors import Cancelled, Expired, OrcdError
 from orcd.store import schema
-from orcd.store.job_store import JobStore
+from orcd.store.job_store import Arrival, JobStore
 from orcd.store.submission import is_well_formed
 from orcd.store.token_log import usable
 from tasks.celery_ext.result_backend import NotStored
@@ -40,6 +40,16 @@ def end_job(store: JobStore, job_id: str, reason: str) -> bool:
         if state != b"queued" or (reason == "expired" and started):
             return False
     return store.cancel(job_id, ERRORS[reason]) in ("cancelled", "expired")
+
+
+def end_arrived(store: JobStore, arrivals: Sequence[Arrival], reason: str) -> None:
+    """Write down what a message brought, and end its jobs for a reason of `ERRORS`.
+
+    One that has expired does not end the job of another request that has its id. Raises `redis.RedisError`.
+    """
+    for arrival, refusal in zip(arrivals, store.arrive(arrivals), strict=True):
+        if refusal is None or reason != "expired":
+            end_job(store, arrival.job_id, reason)
 
 
 def revoke_tasks(store: JobStore, backend: Any, task_ids: Iterable[str], reason: str) -> None:

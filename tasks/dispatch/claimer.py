@@ -153,9 +153,8 @@ class Claimer:
         claims = self._retry("claim", lambda: self._store.claim(job_ids, fingerprint, tokens)) if turns else None
         if claims is None:
             return
-        for claim in claims:
-            if isinstance(claim, Claim):
-                self._leases.keep(claim.job_id, claim.lease)
+        for mine in [claim for claim in claims if isinstance(claim, Claim)]:
+            self._leases.keep(mine.job_id, mine.lease)
         for turn, claim in zip(turns, claims, strict=True):
             self._decide(turn, claim)
 
@@ -163,14 +162,15 @@ class Claimer:
         """Note in Redis what came with new messages; returns the turns that are to be claimed."""
         new = [turn for turn in turns if not turn.is_written]
         bringing = [turn for turn in new if turn.delivery.request is not None or turn.delivery.message is not None]
-        arrivals = [turn.delivery.arrival for turn in bringing]
-        answers = self._retry("arrive", lambda: self._store.arrive(arrivals)) if arrivals else []
+        arrive = partial(self._store.arrive, [turn.delivery.arrival for turn in bringing])
+        answers = self._retry("arrive", arrive) if bringing else []
         if answers is None:
             return []
         for turn in new:
             turn.is_written = True
         refused = {turn: error for turn, error in zip(bringing, answers, strict=True) if error is not None}
         for turn, error in refused.items():
+            self._observer.log.refused(turn.delivery.job_id, error)
             self._answer(turn.delivery, error)
         return [turn for turn in turns if turn not in refused]
 

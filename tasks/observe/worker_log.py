@@ -6,6 +6,7 @@ import time
 
 from orcd.errors import OrcdError, places
 from orcd.result import Result
+from orcd.store.submission import is_well_formed
 from tasks.observe.observed_job import ObservedJob
 from worker import contract
 from worker.log import EventLog
@@ -120,6 +121,11 @@ class WorkerLog:
     def error(self, error: OrcdError) -> None:
         """An error that concerns the whole worker."""
         self._log.event("error", level="error", code=error.code, message=error.message)
+
+    def refused(self, task_or_job_id: str, error: OrcdError) -> None:
+        """A message or a job will not be run; the error's text stays unsaid, as it may name what a sender made up."""
+        shown = task_or_job_id if is_well_formed(task_or_job_id) else None
+        self._log.event("refused", level="warning", job_id=shown, code=error.code)
 
     def crashed(self, error: BaseException | None, thread: str | None = None) -> None:
         """A bug of ours, which may have ended a thread; its text stays unsaid, as it may hold what users wrote."""

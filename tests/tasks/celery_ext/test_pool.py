@@ -20,7 +20,7 @@ from orcd.errors import Cancelled, Conflict, InvalidRequest
 from orcd.settings import ClientSettings
 from orcd.store.enqueue import Message, Publisher
 from tasks.app import create_app
-from tests.conftest import emptied
+from tests.conftest import emptied, wait_until
 from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 from worker.settings import Settings
@@ -115,6 +115,21 @@ def test_messages_with_one_idempotency_key_are_answered_by_one_job(app: Celery, 
     value = _get(first)
     assert value == _get(second) == _get(AsyncResult(job_id, app=app))
     assert (value["job_id"], value["tokens_out"], client.status(job_id).attempt) == (job_id, NUM_LONG, 1)
+
+
+def test_a_task_id_that_is_used_again_for_another_request_is_refused_and_the_log_says_so(
+    app: Celery, client: Client, worker: WorkerProcess
+) -> None:
+    """While the first one ran its result was the answer to both."""
+    first = app.send_task("orcd.generate", kwargs=LONG | {"max_tokens": NUM_LONG}, task_id="used-again")
+    wait_until_running(client, ["used-again"], 3)
+    with pytest.raises(Conflict, match="belongs to another request"):
+        _get(app.send_task("orcd.generate", kwargs=SHORT, task_id="used-again"))
+    assert client.result("used-again", timeout=60).tokens_out == NUM_LONG
+    del first
+    wait_until(lambda: AsyncResult("used-again", app=app).successful())
+    (refused,) = [event for event in worker.events("refused") if event["job_id"] == "used-again"]
+    assert refused["code"] == "CONFLICT"
 
 
 def test_a_message_of_its_own_id_waits_for_a_job_that_another_message_runs(app: Celery, client: Client) -> None:

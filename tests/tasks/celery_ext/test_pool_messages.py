@@ -13,10 +13,9 @@ from celery.worker import state
 
 from orcd.client import Client
 from orcd.errors import InvalidRequest, QueueFull
-from orcd.events import Error
 from orcd.result import Result
 from orcd.store import schema
-from tasks.dispatch.delivery import Fenced, Repeated, Unknown
+from tasks.dispatch.delivery import Fenced, Unknown
 from tasks.finisher import NUM_THREADS
 from tests.conftest import wait_until
 from tests.tasks.celery_ext.pool_scene import Scene
@@ -234,19 +233,6 @@ def test_a_delivery_that_cannot_be_told_keeps_no_other_from_its_answer(scene: Sc
     scene.dispatcher.answer(InvalidRequest("an outcome"))
     assert scene.answered()
     wait_until(lambda: len(scene.dispatcher.deliveries) == 2)
-
-
-def test_what_follows_a_message_that_was_terminated_is_revoked_too(scene: Scene) -> None:
-    cancelled = Repeated(Result("t", "cancelled", error=Error("CANCELLED", "revoked", False)))
-    message = scene.deliver(SHORT, root_id="r", ignore_result=True)
-    scene.deliver(SHORT, embed={"chain": [{"task": "second"}]}, root_id="r", ignore_result=True)
-    wait_until(lambda: scene.dispatcher.deliveries)
-    message.terminate()
-    scene.dispatcher.answer(cancelled)
-    wait_until(lambda: len(scene.dispatcher.deliveries) == 2)
-    scene.dispatcher.answer(cancelled)
-    wait_until(lambda: len(scene.answers) == 2)
-    assert [info.exception.exc.args for _, info, _ in scene.answers] == [("terminated",), ("terminated",)]
 
 
 @pytest.mark.parametrize("key", ["celery-task-meta-t", schema.job_key("t")])

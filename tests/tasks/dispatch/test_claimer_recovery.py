@@ -53,7 +53,7 @@ def test_a_redis_error_in_the_middle_of_a_batch_answers_nobody_twice(
         assert scene.begun().job_id == "a"
         time.sleep(0.1)
         assert scene.unexpected() == []
-    assert {event["doing"] for event in scene.log_events()} == {name}
+    assert {event.get("doing", event["event"]) for event in scene.log_events()} == {name, "refused"}
 
 
 def test_a_finished_job_is_read_again_where_redis_failed(

@@ -79,3 +79,11 @@ def test_what_is_tried_again_and_again_is_told_once_and_without_the_errors_text(
     monkeypatch.setattr("tasks.observe.worker_log.RETRY_EVERY_S", 0.0)
     watched.observer.log.retrying("append", ConnectionError())
     assert len(watched.events()) == 1
+
+
+def test_what_is_refused_is_told_by_its_id_where_that_may_be_shown(watched: Watched) -> None:
+    for task_id in ("job-1", CANARY + " and a space"):
+        watched.observer.log.refused(task_id, InvalidRequest(CANARY))
+    first, second = watched.events()
+    assert (first["job_id"], first["code"]) == ("job-1", "INVALID_REQUEST")
+    assert CANARY not in repr((first, second))
