@@ -28,7 +28,7 @@ class Shutdown:
 
     ``begun`` is called when somebody asks, perhaps within a signal handler: it may only set flags. A thread then calls
     ``leave``, which gives up all jobs and may take `drain_left_s` for that, while Celery's event loop sees
-    ``celery.worker.state`` and ends too. Where that takes longer, as it waits for a Redis that does not answer at
+    ``celery.worker.state`` and ends too. Where either takes longer, as it waits for a Redis that does not answer at
     each of a dozen commands, the process exits all the same: what it still holds, others get when its leases run out.
     """
 
@@ -42,6 +42,7 @@ class Shutdown:
         self._asked: SimpleQueue[None] = SimpleQueue()  # whose put() may be called within a signal handler
         self._left = threading.Event()
         self._thread = SupervisedThread("shutdown", self._run, on_death)
+        self._exit_thread = SupervisedThread("exit", self._exit_in_time, on_death)
 
     def watch_signals(self) -> None:
         """Notice from now on what Celery's signal handlers are told. Only the main thread may call this."""
@@ -99,10 +100,14 @@ class Shutdown:
 
     def _run(self) -> None:
         self._asked.get()
+        self._exit_thread.start()
         try:
             self._leave()
         finally:
             self._thread.stop()
             self._left.set()
+
+    def _exit_in_time(self) -> None:
+        self.wait()  # also for a `leave` that does not come to its end, as nobody reads what it logs
         time.sleep(CLOSE_S)
         os._exit(state.should_stop or os.EX_OK)

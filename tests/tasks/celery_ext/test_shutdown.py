@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -20,7 +22,7 @@ from tasks.local.redis_server import _free_port
 from tests.conftest import wait_until
 from tests.tasks.dispatch.test_dispatcher import Streams
 from tests.tasks.slow_engine import hold, let_go, slow_engine
-from tests.tasks.worker_process import WorkerProcess, wait_until_running
+from tests.tasks.worker_process import ROOT, WorkerProcess, wait_until_running
 
 LONG: dict[str, Any] = {"prompt_token_ids": [9, 8, 7], "max_tokens": 100, "seed": 4, "ignore_eos": True}
 DRAIN_S, END_S = 2, 60
@@ -137,3 +139,17 @@ def test_a_worker_that_was_told_to_leave_is_not_ready_and_says_so(
         assert worker.process.wait(END_S) == 0
         assert client.status(later).state == "queued"
         assert client.status(later).attempt == 0
+
+
+@pytest.mark.parametrize("leave", ["threading.Event().wait", "lambda: 1 // 0"])
+def test_a_process_exits_in_time_though_what_gives_its_jobs_up_never_ends_or_fails(leave: str) -> None:
+    """It stayed for ever where Celery's event loop waited for something, too."""
+    program = f"""
+import threading
+from tasks.celery_ext.shutdown import Shutdown
+shutdown = Shutdown(0.1, lambda: None, {leave}, lambda *_: None)
+shutdown.start()
+shutdown.begin(exit_code=7)
+threading.Event().wait()
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=END_S, cwd=ROOT, check=False).returncode == 7
