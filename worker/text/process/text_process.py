@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -226,6 +227,8 @@ class _Child:
         except BaseException:
             ours.close()
             raise
+        # One that dies while nobody calls it is gone at once, and not only when somebody does.
+        threading.Thread(target=self.process.wait, name="text process reaper", daemon=True).start()
         self._connection = ours
         self._starting: frames.Start | None = frames.Start(None)
         if template is not None:

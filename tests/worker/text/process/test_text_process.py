@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from orcd.errors import ContextLengthExceeded, InvalidRequest, OrcdError
+from tests.conftest import wait_until
 from tests.worker.text.test_tokenizer_long_texts import ticking
 from worker.model.gguf import open_gguf
 from worker.text import tokenizer as tokenizers
@@ -54,6 +55,15 @@ def _refusal(process: TextProcess) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
         process.render([{"role": "user", "content": HOSTILE}])
     return caught.value
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_one_that_dies_while_nobody_calls_it_is_no_zombie(make_process: MakeProcess) -> None:
+    process = make_process(CHAT)
+    process.start()
+    child = process.pid or 0
+    os.kill(child, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{child}").exists())
 
 
 def test_messages_become_what_the_template_makes_of_them(make_process: MakeProcess) -> None:
