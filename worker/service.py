@@ -109,7 +109,7 @@ class Service:
                 load_ms=round((time.monotonic() - start) * 1000),
                 memory_bytes=device.memory_bytes(),
                 pid=os.getpid(),
-                fingerprint=fingerprint(gguf, device),
+                fingerprint=fingerprint(gguf, device, (settings.tokenizer, settings.chat_template)),
             )
         )
         compile_grammar = late_compiler(gguf.metadata, settings.tokenizer, config.vocab_size)

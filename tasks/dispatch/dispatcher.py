@@ -48,6 +48,8 @@ class Dispatcher:
         self._spare_percent = settings.spare_percent
         if encoder.template_problem is not None:
             observer.log.no_chat_template(encoder.template_problem)
+        for warning in encoder.warnings:
+            observer.log.odd_vocabulary(warning)
         self._runner = JobRunner(settings, store, observer, publish, on_lost, on_death)
         runner = self._runner
         self._claimer = Claimer(

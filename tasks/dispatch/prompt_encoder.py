@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
@@ -17,6 +17,7 @@ from worker import contract
 from worker.model.gguf import open_gguf
 from worker.settings import Settings
 from worker.text import tokenizer as tokenizers
+from worker.text import vocabulary
 from worker.text.bad_word_ids import bad_word_ids
 from worker.text.chat import chat_prompt
 from worker.text.chat.chat_prompt import Chat, ChatPrompt
@@ -36,7 +37,6 @@ SHORT_BYTES = 64 * 1024
 """Longer texts are long: tokenising so much takes 20 to 50 ms."""
 SHORT_RENDER_S = 0.5
 """Messages that the chat template takes longer for count as long."""
-
 
 Lane = Literal["prompts", "grammars"]
 """What takes long: a text that is to be rendered or tokenised, or a grammar that is to be checked."""
@@ -85,12 +85,17 @@ class PromptEncoder:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, template: ChatTemplate | InvalidRequest, files: VocabularyFiles | None = None
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | InvalidRequest,
+        files: VocabularyFiles | None = None,
+        warnings: Sequence[str] = (),
     ) -> None:
         """``template`` is the error that a request with messages gets where there is none that can be used.
 
         ``files`` are those that ``tokenizer`` is from; without them no long texts can be encoded.
         """
+        self.warnings = warnings  # of the vocabulary
         self._tokenizer = tokenizer
         self._logprobs = LogprobProcess(tokenizer.pieces)
         self._spellings = TokenSpellings(tokenizer.pieces, self._logprobs)
@@ -118,9 +123,8 @@ class PromptEncoder:
         metadata = gguf.metadata
         tokenizer = tokenizers.of_model(metadata, settings.tokenizer)
         files = VocabularyFiles(str(gguf.path), settings.tokenizer, tokenizer.digest)
-        if settings.chat_template:
-            return cls(tokenizer, ChatTemplate.from_file(settings.chat_template, tokenizer), files)
-        return cls(tokenizer, _template_in(metadata, tokenizer), files)
+        of_file = ChatTemplate.from_file(settings.chat_template, tokenizer) if settings.chat_template else None
+        return cls(tokenizer, of_file or _template_in(metadata, tokenizer), files, vocabulary.warnings(metadata))
 
     def start(self) -> None:
         """Start the process for short prompts, if it will be needed, without waiting for it."""
@@ -242,7 +246,8 @@ class PromptEncoder:
             raise InvalidRequest(
                 f"max_tokens: {most} are too few for a document of the form asked for, which has at least {min_tokens}"
             )
-        for name, given in (("prompt_token_ids", ids), ("logit_bias", request.logit_bias)):
+        prompt = "the prompt's text" if request.prompt_token_ids is None else "prompt_token_ids"
+        for name, given in ((prompt, ids), ("logit_bias", request.logit_bias)):
             if max(given, default=0) >= ready.vocab_size:
                 raise InvalidRequest(f"{name}: ids must be below the model's vocabulary size {ready.vocab_size}")
         # A document is one from its first token on, so it is all text.
@@ -252,7 +257,7 @@ class PromptEncoder:
         return Prompt(ids, self._sampling(request, ready), detokenizer, self._spellings, grammar)
 
     def _sampling(self, request: Request, ready: Limits) -> contract.Sampling:
-        ends = frozenset() if request.ignore_eos else self._tokenizer.end_ids
+        ends = {id_ for id_ in self._tokenizer.end_ids if id_ < ready.vocab_size and not request.ignore_eos}
         told = {name: getattr(request, name) for name in contract.Sampling.__struct_fields__}
         told["max_tokens"] = request.max_tokens or ready.max_sequence_tokens
         told["seed"] = request.seed or 0

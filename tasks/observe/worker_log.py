@@ -37,6 +37,10 @@ class WorkerLog:
         """The model completes prompts, but requests with messages will be refused."""
         self._log.event("no_chat_template", level="warning", message=problem)
 
+    def odd_vocabulary(self, warning: str) -> None:
+        """The model's file says something of its tokens that cannot be, and is put up with."""
+        self._log.event("odd_vocabulary", level="warning", message=warning)
+
     def load_progress(self, load: contract.Load) -> None:
         """The engine has read some more of the model; logged every ten percent."""
         if load.percent < 100 and load.percent // LOAD_STEP_PERCENT == self._load_percent // LOAD_STEP_PERCENT:

@@ -68,7 +68,7 @@ def _model(settings: Settings) -> Check:
     if not settings.model:
         return Check("model", "warning", "none was given", "give --model M.gguf or set ORCD_MODEL to check it")
     try:
-        report = inspect_model(Path(settings.model), settings)
+        report = inspect_model(Path(settings.model), settings, settings.tokenizer)
     except OrcdError as error:
         return Check("model", "problem", error.message, "give another GGUF file")
     if not report.supported:
@@ -80,4 +80,6 @@ def _model(settings: Settings) -> Check:
         available = (plan.available_bytes or 0) >> 20
         return Check("model", "problem", f"{needs}, and {available} MiB are available",
                      "lower ORCD_MAX_SEQUENCES or ORCD_KV_CACHE_BYTES, or give a smaller model")  # fmt: skip
+    if report.warnings:
+        return Check("model", "warning", f"{needs}; {'; '.join(report.warnings)}", "a newer file may have that right")
     return Check("model", "good", needs)

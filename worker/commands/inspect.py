@@ -121,7 +121,7 @@ def inspect_gguf(gguf: GGUFFile, tokenizer_json: str = "") -> Report:
         state_bytes_per_sequence=bytes_per_state(config) if config else 0,
         supported=not problems,
         problems=problems,
-        warnings=[] if tokenizer_json else warnings(gguf.metadata),
+        warnings=warnings(gguf.metadata),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,8 +75,12 @@ class Tokenizer:
 
     @property
     def digest(self) -> bytes:
-        """Tells the vocabulary from others, also from those that have the same tokens and make other ones of a text."""
-        return self._encoder.digest
+        """Tells the vocabulary from others, also from those that have the same tokens and make other ones of a text.
+
+        What begins and ends a text is said by the model's file also where the tokens are of a tokenizer.json.
+        """
+        ids = self.bos_id, self.eos_id, sorted(self.end_ids), sorted(self._hidden_ids)
+        return sha256(self._encoder.digest + repr(ids).encode()).digest()
 
     @property
     def control_texts(self) -> Set[str]:

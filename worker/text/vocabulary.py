@@ -111,7 +111,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
 
 
 def warnings(metadata: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a vocabulary that can be used all the same."""
+    """What is wrong with a vocabulary that can be used all the same, by itself or with a tokenizer.json."""
     tokens = metadata.get(f"{_PREFIX}tokens")
     if not isinstance(tokens, list):
         return []

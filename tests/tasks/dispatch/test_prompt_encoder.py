@@ -55,6 +55,15 @@ def _sampling(**fields: Any) -> contract.Sampling:
     return ENCODER.encode(_request(**fields), READY).sampling
 
 
+def test_what_would_end_an_answer_and_cannot_be_drawn_is_left_out() -> None:
+    """Of a tokenizer.json with more tokens than the model: each request was refused for its stop_token_ids."""
+    assert END_ID in _sampling().stop_token_ids
+    ready = msgspec.structs.replace(READY, vocab_size=END_ID)
+    assert ENCODER.encode(_request(stop_token_ids=[5]), ready).sampling.stop_token_ids == (5,)
+    with pytest.raises(InvalidRequest, match="the prompt's text: ids must be below"):
+        ENCODER.encode(_request(prompt="<|im_end|>"), ready)
+
+
 def test_a_prompt_is_encoded_as_it_stands_with_its_control_tokens() -> None:
     assert ENCODER.encode(_request(prompt="<|im_start|>hi"), READY).ids == [START_ID, *b"hi"]
 

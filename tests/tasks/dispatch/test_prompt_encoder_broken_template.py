@@ -1,4 +1,4 @@
-"""A worker whose model file has a chat template that is no Jinja."""
+"""A worker whose model file has a chat template that is no Jinja, and a token to begin with that is none."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ MESSAGES = [{"role": "user", "content": "Write a haiku about rain"}]
 @pytest.fixture
 def broken_model(demo_model: Path, tmp_path: Path) -> Path:
     template = open_gguf(demo_model).metadata["tokenizer.chat_template"].encode()
+    key = b"tokenizer.ggml.bos_token_id" + b"\x04\0\0\0"
+    before, after = demo_model.read_bytes().replace(template, b"{% for".ljust(len(template))).split(key)
     path = tmp_path / "broken.gguf"
-    path.write_bytes(demo_model.read_bytes().replace(template, b"{% for".ljust(len(template))))
+    path.write_bytes(before + key + b"\xff\xff\xff\xff" + after[4:])
     return path
 
 
@@ -28,7 +30,9 @@ def test_it_completes_prompts_and_says_of_messages_what_to_do(
         completion = client.result(client.submit(prompt="old pond", max_tokens=4), timeout=60)
         chat = client.result(client.submit(messages=MESSAGES, max_tokens=4), timeout=60)
         (event,) = worker.events("no_chat_template")
+        (odd,) = worker.events("odd_vocabulary")
     assert completion.state == "succeeded"
+    assert "bos_token_id is 4294967295" in odd["message"]
     assert chat.error is not None and chat.error.code == "INVALID_REQUEST"
     for text in (chat.error.message, event["message"]):
         assert "not a valid template" in text and "--chat-template FILE" in text

@@ -57,6 +57,20 @@ def test_what_stands_in_the_way_of_a_model_is_named(model: Path, tmp_path: Path,
     assert (found.outcome, "1 MiB are available" in found.found) == ("problem", True)
 
 
+def test_what_is_odd_in_a_vocabulary_is_a_warning(model: Path) -> None:
+    key = b"tokenizer.ggml.eos_token_id" + b"\x04\0\0\0"
+    before, after = model.read_bytes().split(key)
+    model.write_bytes(before + key + b"\xff\xff\xff\xff" + after[4:])
+    [found] = [check for check in checks(Settings(device="cpu", model=str(model))) if check.name == "model"]
+    assert (found.outcome, "eos_token_id is 4294967295" in found.found) == ("warning", True)
+
+
+def test_a_tokenizer_that_a_worker_is_given_is_checked_in_place_of_the_files_own(model: Path, tmp_path: Path) -> None:
+    settings = Settings(device="cpu", model=str(model), tokenizer=str(tmp_path / "missing.json"))
+    [found] = [check for check in checks(settings) if check.name == "model"]
+    assert (found.outcome, "missing.json" in found.found) == ("problem", True)
+
+
 def test_it_prints_an_object_a_line(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--device", "cpu", "--model", str(model)]) == 0
     names = [json.loads(line)["name"] for line in capsys.readouterr().out.splitlines()]

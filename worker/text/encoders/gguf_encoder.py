@@ -73,7 +73,9 @@ def _added(name: str, token_id: int | None, *, wanted: bool) -> list[int]:
     if not wanted:
         return []
     if token_id is None:
-        raise ModelLoadFailed(f"tokenizer.ggml.add_{name}_token is set but tokenizer.ggml.{name}_token_id is missing")
+        raise ModelLoadFailed(
+            f"tokenizer.ggml.add_{name}_token is set but tokenizer.ggml.{name}_token_id is missing, or no id of a token"
+        )
     return [token_id]
 
 

@@ -53,7 +53,7 @@ class GrammarCompiler:
         vocab_size = vocab_size or tokenizer.vocab_size
         self._alphabet = Alphabet(tokenizer)
         tokens = _Tokens(tokenizer, vocab_size, self._alphabet.spelling)
-        self._tokens = LLTokenizer(TokenizerWrapper(tokens), eos_token=sorted(tokenizer.end_ids), slices=SLICES)
+        self._tokens = LLTokenizer(TokenizerWrapper(tokens), eos_token=tokens.end_ids, slices=SLICES)
         self._batch = MatcherBatch(vocab_size, num_threads)
         self._place_memory = PlaceMemory()
 
@@ -120,9 +120,10 @@ class _Tokens:
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, spelling: Spelling) -> None:
         self._spelling = spelling
-        if not tokenizer.end_ids:
+        self.end_ids = sorted(token_id for token_id in tokenizer.end_ids if token_id < vocab_size)
+        if not self.end_ids:
             raise InvalidRequest("the grammar of the answer cannot be used: the model has no token that ends an answer")
-        self.eos_token_id = min(tokenizer.end_ids)
+        self.eos_token_id = self.end_ids[0]
         self.bos_token_id = tokenizer.bos_id
         self.special_token_ids = [token_id for token_id in range(vocab_size) if tokenizer.is_special(token_id)]
         # A control token's text cannot be written with it: no grammar matches the first byte.

@@ -121,3 +121,11 @@ def test_its_digest_tells_it_from_others_with_the_same_tokens(tmp_path: Path) ->
     again = tokenizer.from_tokenizer_json(tmp_path / "tokenizer.json")
     assert other.pieces == own.pieces
     assert other.digest == again.digest != own.digest
+
+
+def test_so_it_does_where_the_models_file_names_other_tokens_that_end_an_answer(tmp_path: Path) -> None:
+    metadata = bpe_metadata("a b", control=CONTROL, eos_token_id=258)
+    path = bpe_file(tmp_path, metadata)
+    own = tokenizer.from_tokenizer_json(path, metadata)
+    other = tokenizer.from_tokenizer_json(path, metadata | {"tokenizer.ggml.eos_token_id": 97})
+    assert other.digest != own.digest == tokenizer.from_tokenizer_json(path, dict(metadata)).digest

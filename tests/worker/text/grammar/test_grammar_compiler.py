@@ -39,6 +39,15 @@ def exponential_schema() -> Any:
     return {"$defs": {**parts, "a30": {"type": "null"}}, "$ref": "#/$defs/a0"}
 
 
+def test_end_tokens_that_cannot_be_drawn_end_no_document() -> None:
+    tokens = tokenizer_of(BYTE_LEVEL)
+    first, *others = sorted(tokens.end_ids)
+    compiler = GrammarCompiler(tokens, others[-1]) if others else None
+    assert compiler is None or compiler.compile(grammar_text("choice", ["a"]))
+    with pytest.raises(InvalidRequest, match="no token that ends an answer"):
+        GrammarCompiler(tokens, first)
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "complaint"),
     [
