@@ -49,6 +49,8 @@ def build_step(
     ``draw_of`` a sequence is the number of the draw of the previous step that gives the id that the host does not know.
     Rows of logits to draw from come first, then those after which log probabilities of prompts are reported.
     """
+    if len(chunks) == 1 and _is_simple(chunks[0]):
+        return _step_of_one(chunks, block_tokens)
     starts = np.array([sequence.num_computed for sequence, _, _ in chunks], np.int32)
     counts = np.array([num_tokens for _, num_tokens, _ in chunks], np.int32)
     query_starts = np.zeros(len(chunks) + 1, np.int32)
@@ -72,6 +74,32 @@ def build_step(
     )
 
 
+def _is_simple(chunk: Chunk) -> bool:
+    """Whether all its ids are known and nobody wants log probabilities of its prompt."""
+    sequence, num_tokens, _ = chunk
+    return sequence.prompt_logprobs is None and sequence.num_computed + num_tokens <= len(sequence.token_ids)
+
+
+def _step_of_one(chunks: list[Chunk], block_tokens: int) -> Step[NDArray[np.int32]]:
+    """The same of one chunk, as of an idle engine's only request: in a third of the time, before the device begins."""
+    ((sequence, num_tokens, draws),) = chunks
+    start, block_table = sequence.num_computed, np.array(sequence.block_ids, np.int32)
+    end, (first_block, offset) = start + num_tokens, divmod(start, block_tokens)
+    slots = block_table[first_block:, None] * block_tokens + np.arange(block_tokens, dtype=np.int32)
+    return Step(
+        token_ids=_ids(sequence, start, end),
+        positions=np.arange(start, end, dtype=np.int32),
+        slots=slots.ravel()[offset : offset + num_tokens],
+        sequence_rows=np.zeros(num_tokens, np.int32),
+        query_starts=np.array([0, num_tokens], np.int32),
+        context_lengths=np.array([end], np.int32),
+        sequence_lengths=np.array([sequence.num_tokens], np.int32),
+        block_tables=block_table[None],
+        logit_rows=np.array([num_tokens - 1] if draws else [], np.int32),
+        states=_state_rows(chunks),
+    )
+
+
 def _token_ids(
     chunks: list[Chunk],
     ends: NDArray[np.int32],
@@ -89,13 +117,16 @@ def _token_ids(
     is_left = ~is_unknown | (query_starts[1:] - query_starts[:-1] > 1)
     for index in is_left.nonzero()[0].tolist():
         (sequence, num_tokens, _), at = chunks[index], int(query_starts[index])
-        start = int(ends[index]) - num_tokens
-        if ID_BYTES * (start + num_tokens) <= len(sequence.packed_ids):
-            ids = np.frombuffer(sequence.packed_ids, np.int32, num_tokens, ID_BYTES * start)
-        else:
-            ids = np.array(sequence.token_ids[start : start + num_tokens], np.int32)
+        ids = _ids(sequence, int(ends[index]) - num_tokens, int(ends[index]))
         tokens[at : at + ids.size] = ids
     return tokens
+
+
+def _ids(sequence: Sequence, start: int, end: int) -> NDArray[np.int32]:
+    """Those of a sequence's ids from ``start`` to ``end`` that are known."""
+    if ID_BYTES * end <= len(sequence.packed_ids):
+        return np.frombuffer(sequence.packed_ids, np.int32, end - start, ID_BYTES * start)
+    return np.array(sequence.token_ids[start:end], np.int32)
 
 
 def _block_tables(chunks: list[Chunk]) -> NDArray[np.int32]:

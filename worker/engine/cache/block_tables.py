@@ -29,10 +29,17 @@ class BlockTables:
         self._being_computed: dict[bytes, Sequence] = {}
         """Running sequences by the hashes of blocks that they are to make known; of several the first."""
         self._unpublished: dict[Sequence, None] = {}  # those with full blocks that are put off
+        self._unhashed: dict[Sequence, None] = {}  # running ones whose blocks but the first are not hashed yet
 
     def match(self, sequence: Sequence) -> list[int]:
-        """The blocks that hold the longest known prefix of a waiting sequence."""
+        """The blocks that hold the longest known prefix of a waiting sequence.
+
+        Where a device works by itself and does not know the first block, the others are hashed when it is at work.
+        """
         self.publish_all()
+        if self._rewrites_blocks and not sequence.block_hashes:
+            if not self._prefix_cache.knows_first(sequence.hash_root, sequence.token_ids, sequence.packed_ids):
+                return []
         return self._prefix_cache.match(self._matchable_hashes(sequence))
 
     def awaits_prefix(self, sequence: Sequence) -> bool:
@@ -76,8 +83,9 @@ class BlockTables:
         if num_new + reserve > num_free:
             return False
         self.pool.retain_all(known)
-        for block_hash in sequence.block_hashes[len(known) :]:
-            self._being_computed.setdefault(block_hash, sequence)
+        if len(sequence.block_hashes) < len(sequence.token_ids) // self.block_tokens:
+            self._unhashed[sequence] = None
+        self._note_computing(sequence, len(known))
         sequence.block_ids = known
         sequence.num_published = len(known)
         sequence.num_computed = min(len(known) * self.block_tokens, sequence.num_tokens - 1)
@@ -118,6 +126,9 @@ class BlockTables:
             self._prefix_cache.insert(sequence.block_hashes[index], sequence.block_ids[index])
             self._stop_computing(sequence, sequence.block_hashes[index])
         sequence.num_published = num_full
+        if sequence in self._unhashed:
+            del self._unhashed[sequence]
+            self._note_computing(sequence, num_full)
 
     def publish_all_later(self, sequences: Iterable[Sequence]) -> None:
         """`publish_later` each: it is known that these have filled a block."""
@@ -129,7 +140,11 @@ class BlockTables:
             self._unpublished[sequence] = None
 
     def publish_all(self) -> None:
-        """Publish all that were put off."""
+        """Publish all that were put off, and hash what was."""
+        for sequence in self._unhashed:
+            self._extend_hashes(sequence)
+            self._note_computing(sequence, sequence.num_published)
+        self._unhashed.clear()
         self.publish_some(len(self._unpublished))
 
     def publish_some(self, most: int) -> None:
@@ -149,11 +164,16 @@ class BlockTables:
         if sequence in self._unpublished:
             del self._unpublished[sequence]
             self.publish(sequence)
+        self._unhashed.pop(sequence, None)
         for block_hash in sequence.block_hashes[sequence.num_published :]:
             self._stop_computing(sequence, block_hash)
         for block_id in reversed(sequence.block_ids):  # the end of a prefix is of less use than its beginning
             self.pool.release(block_id, useful=block_id in self._prefix_cache)
         sequence.drop_blocks()
+
+    def _note_computing(self, sequence: Sequence, first: int) -> None:
+        for block_hash in sequence.block_hashes[first:]:
+            self._being_computed.setdefault(block_hash, sequence)
 
     def _stop_computing(self, sequence: Sequence, block_hash: bytes) -> None:
         if self._being_computed.get(block_hash) is sequence:
@@ -164,8 +184,7 @@ class BlockTables:
 
     def _allocate(self, sequence: Sequence, count: int) -> None:
         block_ids = self.pool.allocate_all(count)
-        for block_id in block_ids:
-            self._prefix_cache.forget(block_id)
+        self._prefix_cache.forget_all(block_ids)
         sequence.block_ids += block_ids
 
     def check_invariants(self, running: Collection[Sequence]) -> None:
@@ -177,6 +196,7 @@ class BlockTables:
             # One more than there are, as a draw may have been taken back that had a block already.
             assert len(sequence.block_ids) <= self._num_blocks_for(sequence.num_tokens + 1)
         self.pool.check_holders([sequence.block_ids for sequence in running])
+        assert self._unhashed.keys() <= set(running), "hashes put off of one that does not run"
         for block_hash, sequence in self._being_computed.items():
             assert sequence in running, "a prefix that nobody computes"
             assert block_hash in sequence.block_hashes[sequence.num_published :]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterable
 from collections.abc import Sequence as Series
 
 ID_BYTES = 4
@@ -78,6 +79,14 @@ class PrefixCache:
             entries.append(entry)
         return entries
 
+    def knows_first(self, root: bytes, token_ids: Series[int], packed_ids: bytes = b"") -> bool:
+        """Whether `match` would find the first block of ``token_ids``, which are as in `extend`: without the others."""
+        block_bytes = ID_BYTES * self.block_tokens
+        first = packed_ids[:block_bytes]
+        if len(first) < block_bytes:
+            first = pack_ids(token_ids[: self.block_tokens])
+        return len(first) == block_bytes and self._hash_run(root, first)[0] in self._entries
+
     def find(self, block_hash: bytes) -> int | None:
         """The entry of one block, None if it is not known."""
         return self._entries.get(block_hash)
@@ -90,9 +99,14 @@ class PrefixCache:
 
     def forget(self, entry: int) -> None:
         """The entry is about to be overwritten."""
-        block_hash = self._hashes.pop(entry, None)
-        if block_hash is not None:
-            del self._entries[block_hash]
+        self.forget_all((entry,))
+
+    def forget_all(self, entries: Iterable[int]) -> None:
+        """`forget` each: in one call, as a prompt takes many."""
+        hashes = self._hashes
+        for entry in entries:
+            if entry in hashes:
+                del self._entries[hashes.pop(entry)]
 
     def __contains__(self, entry: int) -> bool:
         return entry in self._hashes
