@@ -63,6 +63,24 @@ def test_ids_are_taken_from_where_they_are_packed_and_the_others_from_the_list()
     assert step.token_ids.tolist() == [3, 4, 5, 6, 14, 15, 16, 3, 4]
 
 
+@pytest.mark.parametrize("num_packed", [0, 6, 11])
+@pytest.mark.parametrize(("num_computed", "num_tokens"), [(0, 11), (0, 1), (3, 5), (4, 7), (9, 2), (10, 1)])
+def test_a_step_of_one_chunk_is_as_that_chunk_among_others(num_computed: int, num_tokens: int, num_packed: int):
+    each, other = sequence(list(range(10, 21)), [5, 2, 7]), sequence([1, 2], [0])
+    each.packed_ids, each.num_computed = pack_ids(each.token_ids[:num_packed]), num_computed
+    chunk = Chunk(each, num_tokens, num_computed + num_tokens == 11)
+    alone = build_step([chunk], block_tokens=4)
+    check_shapes(alone)
+    among = build_step([chunk, Chunk(other, 2, True)], block_tokens=4)
+    for name in ("token_ids", "positions", "slots", "sequence_rows"):
+        assert getattr(alone, name).tolist() == getattr(among, name)[:num_tokens].tolist(), name
+    for name in ("context_lengths", "sequence_lengths", "block_tables"):
+        assert getattr(alone, name).tolist() == getattr(among, name)[:1].tolist(), name
+    assert alone.query_starts.tolist() == among.query_starts[:2].tolist()
+    assert alone.logit_rows.tolist() == among.logit_rows[:-1].tolist()
+    assert {array.dtype for array in alone.arrays().values()} == {np.dtype(np.int32)}
+
+
 def test_sampling_params_are_the_options_of_each_sequence_and_its_place_in_the_output():
     first = sequence([1, 2, 3], [0], num_prompt=2, temperature=0.5, top_k=7, top_p=0.9, min_p=0.1, seed=40, choice=2)
     edited = sequence([1], [1], repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25, logprobs=3)

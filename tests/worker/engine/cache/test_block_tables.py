@@ -106,8 +106,9 @@ def waits_for_two_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("waits_for_two_blocks")
-def test_a_prefix_that_another_sequence_computes_is_awaited_until_it_is_known():
-    tables = block_tables()
+@pytest.mark.parametrize("rewrites_blocks", [False, True])
+def test_a_prefix_that_another_sequence_computes_is_awaited_until_it_is_known(rewrites_blocks: bool):
+    tables = block_tables(rewrites_blocks=rewrites_blocks)
     leader, waiting = started(tables, 10), sequence(13)
     assert tables.awaits_prefix(waiting)
     leader.num_computed = 4
@@ -123,8 +124,9 @@ def test_a_prefix_that_another_sequence_computes_is_awaited_until_it_is_known():
 
 
 @pytest.mark.usefixtures("waits_for_two_blocks")
-def test_a_prefix_is_not_awaited_that_is_short_or_known_or_another_ones():
-    tables = block_tables()
+@pytest.mark.parametrize("rewrites_blocks", [False, True])
+def test_a_prefix_is_not_awaited_that_is_short_or_known_or_another_ones(rewrites_blocks: bool):
+    tables = block_tables(rewrites_blocks=rewrites_blocks)
     leader = started(tables, 7)
     assert not tables.awaits_prefix(sequence(13)), "one block"
     tables.release(leader)
@@ -139,14 +141,31 @@ def test_a_prefix_is_not_awaited_that_is_short_or_known_or_another_ones():
 
 
 @pytest.mark.usefixtures("waits_for_two_blocks")
-def test_nobody_waits_for_a_sequence_that_left():
-    tables = block_tables()
+@pytest.mark.parametrize("rewrites_blocks", [False, True])
+def test_nobody_waits_for_a_sequence_that_left(rewrites_blocks: bool):
+    tables = block_tables(rewrites_blocks=rewrites_blocks)
     leader, waiting = started(tables, 10), sequence(13)
     assert tables.awaits_prefix(waiting)
     tables.release(leader)
     assert not waiting.waits_for_prefix
     assert not tables.awaits_prefix(waiting)
     tables.check_invariants([])
+
+
+@pytest.mark.usefixtures("waits_for_two_blocks")
+def test_blocks_that_begin_as_nobody_knows_are_hashed_once_their_step_is_launched():
+    tables = block_tables(rewrites_blocks=True)
+    each, waiting = sequence(14), sequence(14)
+    assert start(tables, each)
+    assert not each.block_hashes
+    each.num_computed = 4
+    tables.publish(each)
+    assert len(each.block_hashes) == 3
+    tables.check_invariants([each])
+    assert tables.awaits_prefix(waiting)
+    each.num_computed = 12
+    tables.publish(each)
+    assert tables.match(waiting) == each.block_ids[:3]
 
 
 def test_blocks_that_are_to_be_published_later_are_known_to_whoever_asks_and_when_their_sequence_leaves():
