@@ -85,7 +85,8 @@ def _step_of_one(chunks: list[Chunk], block_tokens: int) -> Step[NDArray[np.int3
     ((sequence, num_tokens, draws),) = chunks
     start, block_table = sequence.num_computed, np.array(sequence.block_ids, np.int32)
     end, (first_block, offset) = start + num_tokens, divmod(start, block_tokens)
-    slots = block_table[first_block:, None] * block_tokens + np.arange(block_tokens, dtype=np.int32)
+    assert end <= len(sequence.block_ids) * block_tokens, "tokens beyond a sequence's blocks"
+    slots = np.add.outer(block_table[first_block:] * block_tokens, np.arange(block_tokens, dtype=np.int32))
     return Step(
         token_ids=_ids(sequence, start, end),
         positions=np.arange(start, end, dtype=np.int32),

@@ -79,9 +79,11 @@ def last_output(sequence: Sequence) -> TokenOutput:
 
 
 def _check_ids(field: str, ids: Series[int], vocab_size: int) -> bytes:
+    if not ids:  # asked first, as it mostly is
+        return b""
     with suppress(struct.error):  # of more than 31 bits
         packed_ids = pack_ids(ids)
-        if not packed_ids or np.frombuffer(packed_ids, np.uint32).max() < vocab_size:
+        if np.frombuffer(packed_ids, np.uint32).max() < vocab_size:
             return packed_ids
     raise InvalidRequest(f"{field} must be token ids from 0 to {vocab_size - 1}")
 

@@ -50,7 +50,7 @@ def test_steps_are_collected_in_the_order_of_their_launch():
     runner = SynchronousRunner(ContextModel(), num_blocks=4, block_tokens=4, max_sequences=8)
     unfinished, finished = sequence([1, 2, 3, 4], [0]), sequence([1, 2, 3], [1])
     runner.launch([Chunk(unfinished, 2, False)])
-    with pytest.raises(IndexError):
+    with pytest.raises(AssertionError):
         runner.launch([Chunk(sequence([1, 2, 3], []), 3, True)])  # without a block: it fails, and is no step
     runner.launch([Chunk(finished, 3, True)])
     assert runner.collect() == [None]

@@ -37,9 +37,10 @@ class BlockTables:
         Where a device works by itself and does not know the first block, the others are hashed when it is at work.
         """
         self.publish_all()
-        if self._rewrites_blocks and not sequence.block_hashes:
-            if not self._prefix_cache.knows_first(sequence.hash_root, sequence.token_ids, sequence.packed_ids):
-                return []
+        may_put_off = self._rewrites_blocks and not sequence.block_hashes
+        ids = sequence.token_ids, sequence.packed_ids
+        if may_put_off and not self._prefix_cache.knows_first(sequence.hash_root, *ids):
+            return []
         return self._prefix_cache.match(self._matchable_hashes(sequence))
 
     def awaits_prefix(self, sequence: Sequence) -> bool:
