@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -19,6 +19,7 @@ from orcd.client import (
     text_of,
     with_message,
 )
+from orcd.errors import InvalidRequest
 from orcd.events import Event, state_after
 from orcd.monitoring.job_list import JobList
 from orcd.monitoring.queue_tally import QueueTally
@@ -54,6 +55,9 @@ __all__ = ["AsyncClient"]
 class AsyncClient:
     """`orcd.client.Client` for one event loop: same methods, arguments and errors. Use it in an async with block.
 
+    Its connections belong to the loop on which it is used first; on another one (that of a second ``asyncio.run``)
+    all methods but `close` raise `InvalidRequest`.
+
     Close an iterator that is left early (``contextlib.aclosing``), so that its connection is given back at once.
     """
 
@@ -68,6 +72,7 @@ class AsyncClient:
         self._scripts = {name: AsyncRedisScript(self._redis, schema.script(name, prefix)) for name in SCRIPTS}
         self._subscriptions = SubscriptionPool(self._redis)
         self._publisher = Publisher(self._settings)
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -78,8 +83,10 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Give the connections back."""
-        await self._redis.aclose()
+        """Give the connections back; those of an event loop that has ended went with it."""
+        if self._loop in (None, asyncio.get_running_loop()):
+            await self._redis.aclose()
+            self._loop = None
         self._publisher.close()
 
     async def submit(
@@ -142,24 +149,24 @@ class AsyncClient:
     async def statuses(self, job_ids: Sequence[str]) -> list[Status]:
         """See `Client.statuses`."""
         pipeline = pipeline_of_statuses(self._scripts["look"], job_ids, self._prefix)
-        with redis_errors(self._settings):
+        with self._on_its_loop():
             return read_statuses(job_ids, await pipeline.execute_async(self._redis, raise_on_error=False))
 
     async def cancel(self, job_id: str) -> str:
         """See `Client.cancel`."""
         arguments = cancellation(check_job_id(job_id))
-        with redis_errors(self._settings):
+        with self._on_its_loop():
             return state_of(job_id, await self._scripts["cancel"]([], arguments))
 
     async def workers(self) -> list[WorkerStatus]:
         """See `Client.workers`."""
-        with redis_errors(self._settings):
+        with self._on_its_loop():
             return WorkerStatus.read_all(await self._scripts["workers"]([], []))
 
     async def queues(self) -> list[QueueStatus]:
         """See `Client.queues`."""
         tally = QueueTally()
-        with redis_errors(self._settings):
+        with self._on_its_loop():
             while tally.arguments:
                 tally.add(await self._scripts["queues"]([], tally.arguments))
         return tally.queues(await self.workers())
@@ -167,7 +174,7 @@ class AsyncClient:
     async def jobs(self, state: str | None = None, model: str | None = None, limit: int = 1000) -> list[JobSummary]:
         """See `Client.jobs`."""
         found = JobList(state, model, limit)
-        with redis_errors(self._settings):
+        with self._on_its_loop():
             while found.arguments:
                 found.add(await self._scripts["jobs"]([], found.arguments))
         return found.jobs()
@@ -175,23 +182,31 @@ class AsyncClient:
     async def wait_estimate(self, job_id: str) -> WaitEstimate:
         """See `Client.wait_estimate`."""
         status, count = await self.status(job_id), WaitCount(job_id)
-        with redis_errors(self._settings):
+        with self._on_its_loop():
             while count.arguments:
                 count.add(await self._scripts["ahead"]([], count.arguments))
         return count.estimate(status, await self.workers())
+
+    def _on_its_loop(self) -> AbstractContextManager[None]:
+        """`redis_errors`. Raises `InvalidRequest` where asyncio would say that a loop is closed, or is another one."""
+        loop = asyncio.get_running_loop()
+        self._loop = self._loop or loop
+        if self._loop is not loop:
+            raise InvalidRequest("AsyncClient: it was used on another event loop before; make one for each loop")
+        return redis_errors(self._settings)
 
     async def _write(self, batch: Sequence[Submission], stored: list[str]) -> None:
         if not self._publisher.is_open:  # to import Celery takes a while
             await asyncio.to_thread(self._publisher.open)
         pipeline = ScriptPipeline.of(self._scripts["submit"], submit_arguments(batch, self._publisher))
-        with redis_errors(self._settings):
+        with self._on_its_loop():
             answers = await pipeline.execute_async(self._redis)
         if left := messages_left(batch, answers):  # kombu has no asyncio producer
             await asyncio.to_thread(self._publisher.announce, left)
         add_stored(stored, batch, answers)
 
     async def _follow(self, stream: EventStream) -> AsyncGenerator[Event, None]:
-        with redis_errors(self._settings):
+        with self._on_its_loop():
             while not stream.ended:
                 try:
                     async with aclosing(self._subscribe(stream)) as events:
