@@ -1,11 +1,15 @@
 import io
 import json
+import os
 import re
 import select
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TextIO
 
 import pytest
 
+import worker.log
 from worker.log import EventLog
 
 
@@ -89,6 +93,49 @@ def test_no_more_is_written_at_once_than_a_pipe_takes_in_one_piece(extra: str, n
     assert all(text.endswith("\n") for text in writes)
     assert all(len(text.encode()) <= select.PIPE_BUF or text.count("\n") == 1 for text in writes)
     assert len(writes) == num_writes
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, TextIO]]:
+    """A pipe, from its reader's end to the writer's."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        yield reader, stream
+    os.close(reader)
+
+
+def told(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_reader_that_stands_still_stops_nobody_and_is_told_all_when_it_goes_on(pipe, monkeypatch):
+    """The thread that runs all jobs waited for it for ever, with the lease of each renewed."""
+    monkeypatch.setattr(worker.log, "PATIENCE_MS", 10)
+    reader, stream = pipe
+    log = EventLog("json", "w1", stream)
+    for number in range(2000):  # more than a pipe holds
+        log.event("execute_start", number=number)
+    text = os.read(reader, 1 << 20).decode()
+    log.event("execute_end")
+    while '"execute_end"' not in text:
+        text += os.read(reader, 1 << 20).decode()
+        log.flush()
+    assert [event.get("number") for event in told(text)] == [*range(2000), None]
+
+
+def test_of_too_many_lines_the_last_are_kept_and_how_many_are_lost_is_told(pipe, monkeypatch):
+    monkeypatch.setattr(worker.log, "PATIENCE_MS", 10)
+    monkeypatch.setattr(worker.log, "MAX_WAITING", 100)
+    reader, stream = pipe
+    log = EventLog("json", "w1", stream)
+    for number in range(2000):
+        log.event("execute_start", number=number)
+    events = told(os.read(reader, 1 << 20).decode())
+    num_before = len(events)
+    log.flush()
+    events += told(os.read(reader, 1 << 20).decode())
+    assert (events[num_before]["event"], events[num_before]["lines"]) == ("lines_lost", 1900 - num_before)
+    assert [event["number"] for event in events[num_before + 1 :]] == [*range(1900, 2000)]
 
 
 def test_a_line_of_json_is_ascii_whatever_is_in_it():
