@@ -123,7 +123,8 @@ class Service:
         admit_at = send_at = 0.0
         while True:
             can_step = engine.has_work and not self._channel.is_congested
-            wait_s = 0 if can_step else health.due_in_s()
+            can_admit = requests and not engine.has_work  # they were to start with others, and nothing runs any more
+            wait_s = 0 if can_step or can_admit else health.due_in_s()
             requests += self._channel.receive(min(wait_s, COMPILED_EVERY_S) if admission.is_compiling else wait_s)
             adds = [request for request in requests if isinstance(request, Add)]
             if len(adds) < len(requests) or (adds and (not engine.has_work or time.monotonic() >= admit_at)):

@@ -13,7 +13,7 @@ from kernels.devices.open import open_device
 from kernels.errors import CudaFailure
 from tests.conftest import wait_until
 from tests.worker.engine.bracket_constraint import BracketConstraint
-from worker import contract, service
+from worker import contract, health, service
 from worker.channel import MAX_UNSENT_BYTES, Channel
 from worker.contract import Abort, Add, Fatal, FinishReason, Outputs, Sampling, Stats
 from worker.engine.output_buffer import OutputBuffer
@@ -211,6 +211,24 @@ def test_requests_that_follow_each_other_soon_start_together_and_a_single_one_at
         now[0] += service.ADMIT_EVERY_S
         ours.sendall(contract.encode(Add("single", (1,), ENDLESS)))
         wait_for("single")
+
+
+def test_a_request_that_was_to_start_with_others_starts_when_nothing_else_runs_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It waited for the next heartbeat, up to five seconds."""
+    monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    monkeypatch.setattr(health, "IDLE_EVERY_S", 3600)
+    engine = CountingEngine()
+    is_sent = threading.Event()
+    advance = engine.advance
+    monkeypatch.setattr(engine, "advance", lambda: is_sent.wait(60) and advance())
+    with serving(engine) as ours:
+        ours.sendall(contract.encode(Add("first", (1,), ENDLESS)))
+        wait_until(lambda: engine.counts)
+        ours.sendall(contract.encode(Add("second", (1,), ENDLESS)))
+        is_sent.set()
+        wait_until(lambda: "second" in engine.started_at)
 
 
 def test_an_abort_does_not_wait_for_the_next_start(monkeypatch: pytest.MonkeyPatch):
