@@ -89,8 +89,17 @@ def demo_model() -> Path:
 
 @pytest.fixture(scope="session")
 def shallow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first layer of that, under its name: for tests to which it is all the same what a model says."""
-    return write_shallow_model(DEMO_MODEL, tmp_path_factory.mktemp("model") / DEMO_MODEL.name)
+    """A corner of the first layer of that, under its name: for tests to which it is all the same what a model says.
+
+    Without its chat template, for which each worker would start a process, and log that there is none.
+    """
+    return write_shallow_model(DEMO_MODEL, tmp_path_factory.mktemp("model") / DEMO_MODEL.name, template=False)
+
+
+@pytest.fixture(scope="session")
+def shallow_chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the template: for tests with chats, and for those that look for warnings."""
+    return write_shallow_model(DEMO_MODEL, tmp_path_factory.mktemp("model") / DEMO_MODEL.name, template=True)
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:

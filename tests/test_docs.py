@@ -157,9 +157,9 @@ def users_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def serving(shared_redis: RedisServer, users_folder: Path, shallow_model: Path) -> Iterator[str]:
+def serving(shared_redis: RedisServer, users_folder: Path, shallow_chat_model: Path) -> Iterator[str]:
     """The URL of a Redis with an ``orcd worker`` on it that was started in the user's folder."""
-    command = [sys.executable, "-m", "orcd", "worker", "--model", str(shallow_model), "--device", "cpu"]
+    command = [sys.executable, "-m", "orcd", "worker", "--model", str(shallow_chat_model), "--device", "cpu"]
     url = emptied(shared_redis)
     environment = os.environ | {"ORCD_REDIS_URL": url, "PYTHONPATH": str(users_folder)}
     with subprocess.Popen(command, cwd=users_folder, env=environment, stderr=subprocess.DEVNULL) as worker:

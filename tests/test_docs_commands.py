@@ -258,8 +258,10 @@ PAGES_WITH_COMMANDS = [page for page in PAGES if page != WALK and any(not block.
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_COMMANDS)
-def test_the_commands_of_a_page_run(page: str, shared_redis: RedisServer, shallow_model: Path, tmp_path: Path) -> None:
-    with scene_of(shared_redis, tmp_path, shallow_model) as scene:
+def test_the_commands_of_a_page_run(
+    page: str, shared_redis: RedisServer, shallow_chat_model: Path, tmp_path: Path
+) -> None:
+    with scene_of(shared_redis, tmp_path, shallow_chat_model) as scene:
         if page in PREPARE:
             PREPARE[page](scene)
         for block in blocks(page):

@@ -105,8 +105,8 @@ class Walk:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the page uses curl")
-def test_a_first_hour_goes_as_the_page_tells_it(shallow_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").symlink_to(shallow_model)
+def test_a_first_hour_goes_as_the_page_tells_it(shallow_chat_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").symlink_to(shallow_chat_model)
     walk = Walk(tmp_path)
     try:
         for block in blocks(PAGE):

@@ -1,6 +1,7 @@
 """The model that ships, cut down to a corner of its first layer: for tests that do not care what a model says.
 
-It has the same vocabulary, chat template and context; most of what a step of it takes is the same for any model.
+It has the same vocabulary and context, and the same chat template or none; most of what a step of it takes is the same
+for any model.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+TEMPLATE = "tokenizer.chat_template"
 WIDTH = 64
 """Of the residual stream and of the one head, which is as wide as those of the whole model."""
 SIZES = {
@@ -26,12 +28,14 @@ LOUDER = {"blk.0.attn_output.weight": 20.0, "blk.0.ffn_down.weight": 20.0}
 """By what the layer's outputs are multiplied: else the likeliest token would always be the last one once more."""
 
 
-def write_shallow_model(source: Path, path: Path) -> Path:
-    """Write what is left of ``source`` to ``path``; every call writes the same bytes."""
+def write_shallow_model(source: Path, path: Path, *, template: bool) -> Path:
+    """Write what is left of ``source`` to ``path``, with its chat ``template``; every call writes the same bytes."""
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
     for field in reader.fields.values():
         if field.name.startswith("GGUF.") or field.name == "general.architecture":
+            continue
+        if field.name == TEMPLATE and not template:
             continue
         value = SIZES.get(field.name, field.contents())
         element = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None

@@ -45,13 +45,13 @@ class BatchProcess:
 
 
 def test_a_stopped_and_killed_batch_gives_what_an_undisturbed_one_does(
-    redis_url: str, shallow_model: Path, tmp_path: Path
+    redis_url: str, shallow_chat_model: Path, tmp_path: Path
 ) -> None:
     variables = {"ORCD_MAX_SEQUENCES": "8", **slow_engine(tmp_path, 0.0)}
     source, output, undisturbed = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "undisturbed.jsonl"
     batch = OpenaiBatch(NUM_LINES)
     batch.write(source)
-    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker:
+    with WorkerProcess(redis_url, shallow_chat_model, tmp_path, **variables) as worker:
         assert BatchProcess(redis_url, str(source), str(undisturbed)).finish()[0] == 1
         hold_after(tmp_path, 20)
         assert BatchProcess(redis_url, str(source), str(output)).stop(signal.SIGINT, output, 20) == 130
@@ -60,12 +60,12 @@ def test_a_stopped_and_killed_batch_gives_what_an_undisturbed_one_does(
         worker.process.terminate()
         let_go(tmp_path)
     hold_after(tmp_path, 50)
-    with WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker:
+    with WorkerProcess(redis_url, shallow_chat_model, tmp_path, **variables) as worker:
         last = BatchProcess(redis_url, str(source), str(output))
         wait_until(lambda: output.read_bytes().count(b"\n") >= 100, 60)
         worker.kill()
         let_go(tmp_path)
-        with WorkerProcess(redis_url, shallow_model, tmp_path, **variables):
+        with WorkerProcess(redis_url, shallow_chat_model, tmp_path, **variables):
             code, _, told = last.finish()
     assert code == 1
     assert f"{len(batch.good)} of {NUM_LINES} lines have results" in told
@@ -76,7 +76,7 @@ def test_a_stopped_and_killed_batch_gives_what_an_undisturbed_one_does(
 
 
 def test_the_same_content_has_the_same_answers_in_every_format(
-    redis_url: str, shallow_model: Path, tmp_path: Path
+    redis_url: str, shallow_chat_model: Path, tmp_path: Path
 ) -> None:
     subjects = [f"Write a haiku about {subject}" for subject in ("rain", "snow, and ice", "a cat", 'a "quote"')]
     text = "".join(f"{subject}\n" for subject in subjects).encode()
@@ -95,7 +95,7 @@ def test_the_same_content_has_the_same_answers_in_every_format(
     options = ["--order", "input", "--temperature", "0", "--max-tokens", "6"]
     environment = os.environ | {"ORCD_REDIS_URL": redis_url}
     found = {}
-    with WorkerProcess(redis_url, shallow_model, tmp_path):
+    with WorkerProcess(redis_url, shallow_chat_model, tmp_path):
         code, out, told = BatchProcess(redis_url, "-", "-", *options, stdin=text).finish()
         assert code == 0, told
         found["a pipe"] = tuple(json.loads(line)["text"] for line in out.splitlines())

@@ -34,15 +34,15 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_tokens_are_those_that_a_worker_counts(
-    source: Path, shallow_model: Path, redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    source: Path, shallow_chat_model: Path, redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     requests = [json.loads(line) for line in source.read_text().splitlines()[:3]]
-    with WorkerProcess(redis_url, shallow_model, tmp_path), Client(redis_url) as client:
+    with WorkerProcess(redis_url, shallow_chat_model, tmp_path), Client(redis_url) as client:
         for request in requests:
             del request["id"]
         job_ids = client.submit_many([request | {"max_tokens": 1, "n": 1} for request in requests])
         counted = [client.result(job_id, timeout=60).tokens_in for job_id in job_ids]
-    code, [*failures, totals] = plan([str(source)], shallow_model, capsys)
+    code, [*failures, totals] = plan([str(source)], shallow_chat_model, capsys)
     assert code == 1
     assert totals == {
         "context_length": 1024,

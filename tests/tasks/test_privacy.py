@@ -119,10 +119,12 @@ def _run_canary_jobs(redis_url: str) -> tuple[list[str], list[str]]:
     return task_ids, [result.text for result in results]
 
 
-def test_prompts_and_answers_stay_in_the_jobs_own_keys(redis_url: str, shallow_model: Path, tmp_path: Path) -> None:
+def test_prompts_and_answers_stay_in_the_jobs_own_keys(
+    redis_url: str, shallow_chat_model: Path, tmp_path: Path
+) -> None:
     port = _free_port()
     with (
-        WorkerProcess(redis_url, shallow_model, tmp_path, ORCD_METRICS_PORT=str(port)) as worker,
+        WorkerProcess(redis_url, shallow_chat_model, tmp_path, ORCD_METRICS_PORT=str(port)) as worker,
         _flower(redis_url, tmp_path / "flower.log") as flower,
     ):
         num_warm_ups = _wait_until_watching(flower, redis_url)

@@ -243,7 +243,9 @@ def values(connection: redis.Redis) -> Iterator[tuple[str, str]]:
         yield key.decode(), repr(read[connection.type(key)](key))
 
 
-def test_a_day_of_mixed_work_tells_no_secret(redis_server: RedisServer, shallow_model: Path, tmp_path: Path) -> None:
+def test_a_day_of_mixed_work_tells_no_secret(
+    redis_server: RedisServer, shallow_chat_model: Path, tmp_path: Path
+) -> None:
     url = redis_server.url.replace("://", f"://:{PASSWORD}@")
     with redis.Redis.from_url(redis_server.url) as connection:
         connection.config_set("requirepass", PASSWORD)
@@ -259,7 +261,7 @@ def test_a_day_of_mixed_work_tells_no_secret(redis_server: RedisServer, shallow_
         gateway = GatewayProcess(
             url, "--api-key-file", str(tmp_path / "keys.toml"), "--files-dir", str(tmp_path / "files")
         )
-        with WorkerProcess(url, shallow_model, tmp_path, **variables) as worker, gateway:
+        with WorkerProcess(url, shallow_chat_model, tmp_path, **variables) as worker, gateway:
             pages = stack.enter_context(flower(url, tmp_path / "flower.log"))
             day = Day(url, tmp_path, worker, gateway, pages, f"http://127.0.0.1:{metrics_port}")
             for part in (use_clients, use_celery, use_command_line, use_gateway, break_things, look):

@@ -75,13 +75,13 @@ def server(tmp_path: Path) -> Iterator[ConfiguredServer]:
 
 
 def test_everything_works_with_the_rights_and_uses_them_all(
-    server: ConfiguredServer, shallow_model: Path, tmp_path: Path
+    server: ConfiguredServer, shallow_chat_model: Path, tmp_path: Path
 ) -> None:
     url = f"redis://orcd:pass@127.0.0.1:{server.port}/0"
     variables = slow_engine(tmp_path) | {"ORCD_METRICS_PORT": str(_free_port())}  # slow: what is cancelled still runs
     with (
         Watch(server.port) as watch,
-        WorkerProcess(url, shallow_model, tmp_path, **variables) as worker,
+        WorkerProcess(url, shallow_chat_model, tmp_path, **variables) as worker,
         Client(url) as client,
     ):
         _use_clients(client, url)
@@ -92,7 +92,7 @@ def test_everything_works_with_the_rights_and_uses_them_all(
         job_id = client.submit(**REQUEST | {"max_tokens": 400})
         wait_until_running(client, [job_id])
         worker.kill()
-        with WorkerProcess(url, shallow_model, tmp_path) as other:
+        with WorkerProcess(url, shallow_chat_model, tmp_path) as other:
             assert client.result(job_id, timeout=60).finish_reason == "length"
             (name,) = [each.name for each in client.workers() if each.pid == other.process.pid]
             _run_command(url, "drain", name)

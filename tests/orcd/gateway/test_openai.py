@@ -24,10 +24,10 @@ CHAT: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "temperature": 0, 
 
 
 @pytest.fixture(scope="module")
-def system(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def system(shallow_chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """The URL of a Redis with a worker, and the folder of its gateways."""
     folder = tmp_path_factory.mktemp("gateways")
-    with RedisServer() as server, WorkerProcess(server.url, shallow_model, folder, **slow_engine(folder, 0.0)):
+    with RedisServer() as server, WorkerProcess(server.url, shallow_chat_model, folder, **slow_engine(folder, 0.0)):
         yield server.url, folder
 
 

@@ -43,12 +43,12 @@ def leave(worker: WorkerProcess, registry: WorkerRegistry, farewell: Farewell) -
 
 
 def test_a_drained_worker_finishes_what_it_can_and_another_goes_on_with_the_rest(
-    redis_url: str, shallow_model: Path, tmp_path: Path, registry: WorkerRegistry
+    redis_url: str, shallow_chat_model: Path, tmp_path: Path, registry: WorkerRegistry
 ) -> None:
     variables = slow_engine(tmp_path, 0.05) | {"ORCD_DRAIN_TIMEOUT_S": "4"}
     with (
         held_engine(tmp_path, 2 * SHORT["max_tokens"]),
-        WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker,
+        WorkerProcess(redis_url, shallow_chat_model, tmp_path, **variables) as worker,
         Client(redis_url) as client,
     ):
         short, *others = client.submit_many([SHORT, *[LONG] * 6])
@@ -56,7 +56,7 @@ def test_a_drained_worker_finishes_what_it_can_and_another_goes_on_with_the_rest
         leave(worker, registry, "drain")
         assert client.status(short).state == "succeeded"
         assert {status.state for status in client.statuses(others)} == {"queued"}
-        with WorkerProcess(redis_url, shallow_model, tmp_path) as second:
+        with WorkerProcess(redis_url, shallow_chat_model, tmp_path) as second:
             texts = {client.result(job_id, timeout=60).text for job_id in others}
             assert len(texts) == 1
             wait_until(lambda: len(second.events("execute_end")) == len(others))
@@ -64,18 +64,18 @@ def test_a_drained_worker_finishes_what_it_can_and_another_goes_on_with_the_rest
 
 
 def test_a_stopped_worker_gives_back_at_once_and_others_stay(
-    redis_url: str, shallow_model: Path, tmp_path: Path, registry: WorkerRegistry
+    redis_url: str, shallow_chat_model: Path, tmp_path: Path, registry: WorkerRegistry
 ) -> None:
     variables = slow_engine(tmp_path) | {"ORCD_DRAIN_TIMEOUT_S": str(LONG_DRAIN_S), "ORCD_LEASE_MS": "60000"}
     with (
         held_engine(tmp_path),
-        WorkerProcess(redis_url, shallow_model, tmp_path, **variables) as worker,
+        WorkerProcess(redis_url, shallow_chat_model, tmp_path, **variables) as worker,
         Client(redis_url) as client,
     ):
         job_ids = client.submit_many([LONG | {"seed": number} for number in range(6)])
         wait_until_running(client, job_ids)
         engine = psutil.Process(worker.engine_pid)
-        with WorkerProcess(redis_url, shallow_model, tmp_path) as other:
+        with WorkerProcess(redis_url, shallow_chat_model, tmp_path) as other:
             assert leave(worker, registry, "stop") < LEFT_S
             assert not engine.is_running(), "its memory is free when it is off the list"
             assert {client.result(job_id, timeout=60).state for job_id in job_ids} == {"succeeded"}
@@ -85,9 +85,9 @@ def test_a_stopped_worker_gives_back_at_once_and_others_stay(
 
 @pytest.mark.parametrize("farewell", ["drain", "stop"])
 def test_a_worker_that_loads_can_be_sent_away(
-    redis_url: str, shallow_model: Path, tmp_path: Path, registry: WorkerRegistry, farewell: Farewell
+    redis_url: str, shallow_chat_model: Path, tmp_path: Path, registry: WorkerRegistry, farewell: Farewell
 ) -> None:
-    worker = WorkerProcess(redis_url, shallow_model, tmp_path)
+    worker = WorkerProcess(redis_url, shallow_chat_model, tmp_path)
     wait_until(registry.workers)
     (name,) = [each.name for each in registry.workers()]
     while registry.tell(name, farewell):

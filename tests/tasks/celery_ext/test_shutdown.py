@@ -85,16 +85,16 @@ def _status(url: str) -> int:
     ids=["SIGTERM", "Ctrl-C", "SIGQUIT", "Ctrl-C twice"],
 )
 def test_what_is_not_finished_in_time_goes_on_elsewhere(
-    redis_url: str, shallow_model: Path, tmp_path: Path, signals: Sequence[int], drain_s: int, least_s: float
+    redis_url: str, shallow_chat_model: Path, tmp_path: Path, signals: Sequence[int], drain_s: int, least_s: float
 ) -> None:
-    slow = SlowWorker(redis_url, shallow_model, tmp_path, ORCD_DRAIN_TIMEOUT_S=str(drain_s))
+    slow = SlowWorker(redis_url, shallow_chat_model, tmp_path, ORCD_DRAIN_TIMEOUT_S=str(drain_s))
     with Client(redis_url) as client, slow as worker:
         expected = client.result(client.submit(**LONG), timeout=60)
         streams = Streams(redis_url, [worker.begin_and_stop(client)])
         assert least_s <= worker.leave(signals) <= least_s + END_S
         assert worker.complaints() == []
         assert client.status(streams.job_ids[0]).state == "queued", "handed back"
-        with WorkerProcess(redis_url, shallow_model, tmp_path):
+        with WorkerProcess(redis_url, shallow_chat_model, tmp_path):
             (result,) = streams.results()
         assert (result.state, result.text) == ("succeeded", expected.text)
         assert client.status(streams.job_ids[0]).attempt == 1
@@ -112,9 +112,9 @@ def engines_of(worker: WorkerProcess) -> list[psutil.Process]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_a_worker_that_loads_its_model_leaves_at_once(
-    redis_url: str, shallow_model: Path, tmp_path: Path, number: int
+    redis_url: str, shallow_chat_model: Path, tmp_path: Path, number: int
 ) -> None:
-    worker = WorkerProcess(redis_url, shallow_model, tmp_path)
+    worker = WorkerProcess(redis_url, shallow_chat_model, tmp_path)
     wait_until(lambda: engines_of(worker))
     engines_of(worker)[0].suspend()  # it takes a while
     worker.wait_for("startup")
@@ -124,11 +124,11 @@ def test_a_worker_that_loads_its_model_leaves_at_once(
 
 
 def test_a_worker_that_was_told_to_leave_is_not_ready_and_says_so(
-    redis_url: str, shallow_model: Path, tmp_path: Path
+    redis_url: str, shallow_chat_model: Path, tmp_path: Path
 ) -> None:
     port = _free_port()
     variables = {"ORCD_METRICS_PORT": str(port), "ORCD_DRAIN_TIMEOUT_S": str(LONG_DRAIN_S)}
-    with Client(redis_url) as client, SlowWorker(redis_url, shallow_model, tmp_path, **variables) as worker:
+    with Client(redis_url) as client, SlowWorker(redis_url, shallow_chat_model, tmp_path, **variables) as worker:
         worker.begin(client)
         worker.process.terminate()
         worker.wait_for("draining")

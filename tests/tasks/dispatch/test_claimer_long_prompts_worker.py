@@ -20,10 +20,10 @@ def _prompts() -> list[dict[str, Any]]:
     return [*({"prompt": text} for text in texts), {"messages": [{"role": "user", "content": texts[2]}]}]
 
 
-def test_six_prompts_of_four_megabytes_cost_no_lease(redis_url: str, shallow_model: Path, tmp_path: Path) -> None:
+def test_six_prompts_of_four_megabytes_cost_no_lease(redis_url: str, shallow_chat_model: Path, tmp_path: Path) -> None:
     """F16: each was encoded for seconds in which no other thread ran; leases ran out, and prompts ended POISONED."""
     slow = slow_engine(tmp_path, 0.1)  # so that jobs run meanwhile
-    with WorkerProcess(redis_url, shallow_model, tmp_path, **slow) as worker, Client(redis_url) as client:
+    with WorkerProcess(redis_url, shallow_chat_model, tmp_path, **slow) as worker, Client(redis_url) as client:
         running = client.submit_many([LONG] * 8)
         wait_until_running(client, running, 5)
         prompts = [client.submit(**fields) for fields in _prompts()]
