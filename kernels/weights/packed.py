@@ -150,6 +150,10 @@ class Experts(msgspec.Struct, frozen=True, eq=False):
     shared: SharedExpert | None = None
 
 
+NUM_ARRIVALS = 256
+"""Of a router: of dozens of tokens, up to half as many blocks as there are SMs have other tokens than the rest."""
+
+
 class Router(msgspec.Struct, frozen=True, eq=False):
     """Chooses experts: the ``num_used`` largest of weight x + bias.
 
@@ -158,6 +162,7 @@ class Router(msgspec.Struct, frozen=True, eq=False):
 
     weight: DeviceArray  # [experts, H] float32
     bias: DeviceArray  # [experts] float32
+    arrivals: DeviceArray  # [NUM_ARRIVALS] uint32: counters of blocks, 0 between kernels
     num_used: int
     input_weight: DeviceArray | None = None  # [H] float32
     output_scales: DeviceArray | None = None  # [experts] float32

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,7 +22,15 @@ from kernels.runtime.memory import Arena
 from kernels.weights.dequant import dequantise
 from kernels.weights.formats import WIDEST
 from kernels.weights.half_copy import HalfCopies, allocate_half, unpack
-from kernels.weights.packed import Experts, PackedMatrix, Projection, Router, SharedExpert, packed_bytes
+from kernels.weights.packed import (
+    NUM_ARRIVALS,
+    Experts,
+    PackedMatrix,
+    Projection,
+    Router,
+    SharedExpert,
+    packed_bytes,
+)
 from kernels.weights.parameters import SharedWeights, Weight
 from kernels.weights.repack import Placement, repack_rows, variant_for
 from kernels.weights.upload import PinnedBuffers, Transfer, Upload
@@ -53,7 +62,7 @@ class PackedWeightStore:
         self._context = context
         self._arena = arena
         self._sources: list[_Source] = []
-        self._vectors: list[tuple[DeviceArray, NDArray[np.float32]]] = []
+        self._vectors: list[tuple[DeviceArray, NDArray[Any]]] = []
         self._flags = arena.allocate((MAX_TENSORS,), np.int32)  # of each source: it holds NaN or infinity
         self._buffers = buffers
         self._copies = copies
@@ -126,13 +135,17 @@ class PackedWeightStore:
         values = np.empty((weight.num_outputs, weight.num_inputs), np.float32)
         dequantise(weight.format, np.ascontiguousarray(weight.data), out=values)
         bias = np.zeros(weight.num_outputs, np.float32) if weight.bias is None else weight.bias
-        return Router(self.vector(values), self.vector(bias), num_used, input_weight, output_scales)
+        arrivals = self._small(np.zeros(NUM_ARRIVALS, np.uint32))
+        return Router(self.vector(values), self.vector(bias), arrivals, num_used, input_weight, output_scales)
 
     def vector(self, values: NDArray[np.float32]) -> DeviceArray:
         """A small float32 array."""
-        array = self._arena.allocate(values.shape, np.float32)
+        return self._small(np.ascontiguousarray(values, np.float32))
+
+    def _small(self, values: NDArray[Any]) -> DeviceArray:
+        array = self._arena.allocate(values.shape, values.dtype)
         if values.size:
-            self._vectors.append((array, np.ascontiguousarray(values, np.float32)))
+            self._vectors.append((array, values))
         return array
 
     def load(self, progress: Callable[[int, int], None]) -> list[str]:

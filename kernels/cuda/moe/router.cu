@@ -4,6 +4,12 @@
 
 extern __shared__ __align__(16) float shared[];
 
+struct ChoiceParams {
+    int* experts;            // [num_tokens, num_used] by rank; moe_logits: -1
+    float* routing_weights;  // [num_tokens, num_used] softmax over the chosen
+    u32* arrivals;           // [blocks of tokens] moe_logits_most*: counters, 0 before and after
+};
+
 struct RouteParams {
     const float* x;             // [num_tokens, width] residual stream
     const float* weight;        // [num_experts, width] router
@@ -13,9 +19,8 @@ struct RouteParams {
     float* shares;              // [num_tokens] moe_logits: what it is multiplied by
     u16* normed;                // [num_tokens, width]
     float* logits;              // [num_tokens, num_experts]
-    int* experts;               // [num_tokens, num_used] moe_choose: by rank; moe_logits: -1
-    float* routing_weights;     // [num_tokens, num_used] moe_choose: softmax over the chosen
     NormParams norm;
+    ChoiceParams choice;
     int num_tokens, num_experts, num_used;
     int block_experts;  // moe_logits_*: a multiple of 4
 };
@@ -68,7 +73,7 @@ KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 4) moe_logits(const __grid_consta
         sum = add_products(sum, *(const float4*)(own_weights + column), n);
         if (expert == 0) store_normed(p, token, column, n);
     });
-    if (expert == 0 && threadIdx.x < p.num_used) p.experts[token * p.num_used + threadIdx.x] = -1;
+    if (expert == 0 && threadIdx.x < p.num_used) p.choice.experts[token * p.num_used + threadIdx.x] = -1;
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) sums[partition] = sum;
     __syncthreads();
@@ -210,6 +215,34 @@ KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 2) moe_logits_pairs(const __grid_
     logits_of_many<2, 8>(p);
 }
 
+// A warp chooses the experts of `token`.
+DEVICE void choose(const RouteParams& p, int token) {
+    const int lane = threadIdx.x % 32;
+    const float* logits = p.logits + (i64)token * p.num_experts;
+    const int expert = expert_of_lane(logits, p.num_experts, p.num_used);
+    const float weight = routing_weight(logits[expert], p.num_used);
+    if (lane >= p.num_used) return;
+    p.choice.experts[(i64)token * p.num_used + lane] = expert;
+    p.choice.routing_weights[(i64)token * p.num_used + lane] = weight;
+}
+
+// Whether this block is the last of `count` to arrive at the counter, which is 0 again then: what those before it have
+// written is there. All threads of the block call it, after a barrier.
+DEVICE bool arrives_last(u32* counter, u32 count) {
+    __shared__ bool last;
+    if (threadIdx.x == 0) {
+        // It acquires and releases for the whole block, by the barriers around it.
+        u32 arrived;
+        asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+                     : "=r"(arrived)
+                     : "l"(counter), "r"(count - 1)
+                     : "memory");
+        last = arrived == count - 1;
+    }
+    __syncthreads();
+    return last;
+}
+
 // This is for dozens of tokens and more, and rows of up to QUADS * PARTITION_STEP columns: a lane holds what it has of
 // TOKENS rows, normed, while it goes through `block_experts` experts, two at a time. A block has two groups of
 // NORM_PARTITIONS warps, with as many rows each, so that the second one finds the weights in the L1 cache. Dynamic
@@ -304,6 +337,9 @@ DEVICE void logits_of_most(const RouteParams& p) {
         }
         store_logits(p, partials, first, num_tokens, first_expert + slab, in_slab);
     }
+    // The last block of those that have tokens in common chooses the experts of these.
+    if (gridDim.y > 1 && !arrives_last(p.choice.arrivals + blockIdx.x, gridDim.y)) return;
+    for (int token = threadIdx.x / 32; token < num_tokens; token += blockDim.x / 32) choose(p, first + token);
 }
 
 KERNEL __launch_bounds__(32 * NORM_PARTITIONS * GROUPS, 1) moe_logits_most(const __grid_constant__ RouteParams p) {
@@ -315,15 +351,9 @@ KERNEL __launch_bounds__(32 * NORM_PARTITIONS * GROUPS, 1) moe_logits_most_wide(
     logits_of_most<MANY_TOKENS / 2, 3>(p);
 }
 
-// After moe_logits_many: a warp has a token.
+// After moe_logits_many and moe_logits_pairs: a warp has a token.
 KERNEL __launch_bounds__(256) moe_choose(const __grid_constant__ RouteParams p) {
     wait_for_previous();
-    const int token = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (token >= p.num_tokens) return;
-    const float* logits = p.logits + (i64)token * p.num_experts;
-    const int expert = expert_of_lane(logits, p.num_experts, p.num_used);
-    const float weight = routing_weight(logits[expert], p.num_used);
-    if (lane >= p.num_used) return;
-    p.experts[(i64)token * p.num_used + lane] = expert;
-    p.routing_weights[(i64)token * p.num_used + lane] = weight;
+    const int token = blockIdx.x * 8 + threadIdx.x / 32;
+    if (token < p.num_tokens) choose(p, token);
 }

@@ -15,7 +15,7 @@ from kernels.runtime.cuda_struct import CudaStruct, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
-from kernels.weights.packed import Router
+from kernels.weights.packed import NUM_ARRIVALS, Router
 
 _SOURCE = "moe/router"
 _MANY_TOKENS = 8  # of a block of moe_logits_many
@@ -29,7 +29,16 @@ _HELD = (
 )
 """The widest rows that a kernel holds, and of how many tokens a block has them."""
 
+
 declare_constants("moe/router.cu", MANY_TOKENS=_MANY_TOKENS, SLAB_EXPERTS=_SLAB_EXPERTS)
+
+
+class ChoiceParams(CudaStruct, source=_SOURCE):
+    """What is made of the logits."""
+
+    experts: Pointer  # [num_tokens, num_used] int32 by rank; moe_logits: -1
+    routing_weights: Pointer  # [num_tokens, num_used] float32: softmax over the chosen
+    arrivals: Pointer  # [blocks of tokens] uint32 moe_logits_most*: counters, 0 before and after
 
 
 class RouteParams(CudaStruct, source=_SOURCE):
@@ -43,9 +52,8 @@ class RouteParams(CudaStruct, source=_SOURCE):
     shares: Pointer  # [num_tokens] float32: what it is multiplied by; moe_logits
     normed: Pointer  # [num_tokens, width] float16
     logits: Pointer  # [num_tokens, num_experts] float32
-    experts: Pointer  # [num_tokens, num_used] int32 by rank; moe_choose, of moe_logits -1
-    routing_weights: Pointer  # [num_tokens, num_used] float32: softmax over the chosen; moe_choose
     norm: NormParams
+    choice: ChoiceParams
     num_tokens: Int32
     num_experts: Int32
     num_used: Int32
@@ -73,6 +81,7 @@ class LogitsShape(NamedTuple):
     num_threads: int
     shared_bytes: int
     block_experts: int
+    chooses: bool  # the experts, too
 
 
 def variants() -> list[Variant]:
@@ -86,13 +95,13 @@ def logits_shape(gpu: GpuSpec, num_tokens: int, width: int, num_experts: int) ->
     for most, kernel, tokens in _HELD:
         if width <= most and num_tokens >= _LEAST_TOKENS:
             grid, block_experts = _cut(num_tokens, tokens, num_experts, gpu.num_sms, _MOST_EXPERTS)
-            return LogitsShape(kernel, grid, 2 * 32 * NORM_PARTITIONS, tokens * sums_bytes, block_experts)
+            return LogitsShape(kernel, grid, 2 * 32 * NORM_PARTITIONS, tokens * sums_bytes, block_experts, True)
     kernel, tokens, token_bytes = "moe_logits_many", _MANY_TOKENS, 4 * width + sums_bytes
     if tokens * token_bytes > gpu.shared_bytes:
         kernel, tokens = "moe_logits_pairs", 2
     _, block_experts = _cut(num_tokens, _MANY_TOKENS, num_experts, 2 * gpu.num_sms, _MANY_EXPERTS)
     grid = -(-num_tokens // tokens), -(-num_experts // block_experts)
-    return LogitsShape(kernel, grid, 32 * NORM_PARTITIONS, tokens * token_bytes, block_experts)
+    return LogitsShape(kernel, grid, 32 * NORM_PARTITIONS, tokens * token_bytes, block_experts, False)
 
 
 def _cut(
@@ -131,9 +140,12 @@ def route(
         shares=shared.shares.pointer if shared else 0,
         normed=normed.pointer,
         logits=routing.logits.pointer,
-        experts=routing.experts.pointer,
-        routing_weights=pointer_of(routing.routing_weights),
         norm=norm_params(norm, width),
+        choice=ChoiceParams(
+            experts=routing.experts.pointer,
+            routing_weights=pointer_of(routing.routing_weights),
+            arrivals=router.arrivals.pointer,
+        ),
         num_tokens=num_tokens,
         num_experts=num_experts,
         num_used=num_used,
@@ -142,8 +154,9 @@ def route(
     if shape is None:
         grid = num_experts + (shared is not None), num_tokens
         context.launch(_SOURCE, "moe_logits", grid, 32 * NORM_PARTITIONS, params, shared_bytes=8 * width)
-    else:
-        kernel, grid, num_threads, shared_bytes, _ = shape
-        context.launch(_SOURCE, kernel, grid, num_threads, params, shared_bytes=shared_bytes)
+        return routing
+    assert shape.grid[1] == 1 or shape.grid[0] <= NUM_ARRIVALS, shape
+    context.launch(_SOURCE, shape.kernel, shape.grid, shape.num_threads, params, shared_bytes=shape.shared_bytes)
+    if not shape.chooses:
         context.launch(_SOURCE, "moe_choose", -(-num_tokens // 8), 256, params)
     return routing

@@ -13,7 +13,7 @@ from kernels.errors import UnsupportedWeight
 from kernels.runtime.memory import padded
 from kernels.weights import repack
 from kernels.weights.formats import FORMATS
-from kernels.weights.packed import packed_bytes
+from kernels.weights.packed import NUM_ARRIVALS, packed_bytes
 from kernels.weights.parameters import SharedWeights, Weight
 from kernels.weights.weight_store import PackedWeightStore
 
@@ -92,7 +92,8 @@ def test_a_table_is_packed_as_a_projection_is_and_a_router_is_float32() -> None:
     assert num_bytes == padded(packed_bytes(FORMATS["Q6_K"], 30, 256))
     router, num_bytes = lay_out(lambda store: store.router(weight("r.weight", 9, 64, format_="BF16"), 3))
     assert (router.weight.shape, router.bias.shape, router.num_used) == ((9, 64), (9,), 3)
-    assert num_bytes == padded(9 * 64 * 4) + padded(9 * 4)
+    assert router.arrivals.shape == (NUM_ARRIVALS,)
+    assert num_bytes == padded(9 * 64 * 4) + padded(9 * 4) + padded(NUM_ARRIVALS * 4)
 
 
 def test_the_matrix_of_a_tied_head_is_the_embedding_table_too() -> None:

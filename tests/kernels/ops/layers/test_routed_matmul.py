@@ -32,7 +32,9 @@ def launched(gpu: GpuSpec, name: str, shared_name: str, num_tokens: int = 1) -> 
     down = replace(matrix(name, WIDTH, INNER), num_experts=NUM_EXPERTS)
     own_down = matrix(shared_name, WIDTH, INNER)
     shared = SharedExpert(Projection((gated(shared_name, 1),)), Projection((own_down,)), array(np.float32, WIDTH))
-    router = Router(array(np.float32, NUM_EXPERTS, WIDTH), array(np.float32, NUM_EXPERTS), NUM_USED)
+    router = Router(
+        array(np.float32, NUM_EXPERTS, WIDTH), array(np.float32, NUM_EXPERTS), array(np.uint32, 256), NUM_USED
+    )
     launches: list[tuple[str, tuple[int, ...]]] = []
     context = Context(gpu)
     context.launch = lambda _, kernel, grid, *args, **rest: launches.append((kernel, grid))  # type: ignore[method-assign]
