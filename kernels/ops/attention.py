@@ -114,21 +114,6 @@ def paged_attention(
     shape = attention_shape(context.gpu, head_dim, crowded=plan.prefix is not None)
     element_bytes, layer_defines = cache.keys.dtype.itemsize, _layer_defines(attention, cache)
     defines = {"HEAD_DIM": head_dim, **shape.defines, **layer_defines}
-    if plan.prefill_items.size:
-        num_items = plan.prefill_items.shape[0] * num_kv_heads
-        params = _params(qkv, cache, attention, step, plan, plan.prefill_items, out)
-        if shape.prefill_groups and element_bytes == 2:
-            hopper_attention.attend(context, cache, params, num_items, layer_defines)
-        else:
-            context.launch(
-                _NARROW,
-                "attention_prefill",
-                num_items * shape.prefill_parts,
-                PREFILL_WARPS * 32,
-                params,
-                shared_bytes=shape.prefill_bytes(head_dim, element_bytes),
-                **defines,
-            )
     decode_params = _params(qkv, cache, attention, step, plan, plan.decode_items, out)
     if plan.prefix:
         prefix_attention.attend_to_prefixes(
@@ -143,6 +128,21 @@ def paged_attention(
         shared_bytes=shape.decode_bytes(head_dim, element_bytes),
         **defines,
     )
+    if plan.prefill_items.size:  # overlaps decode work, so that neither waits for the other's last blocks
+        num_items = plan.prefill_items.shape[0] * num_kv_heads
+        params = _params(qkv, cache, attention, step, plan, plan.prefill_items, out)
+        if shape.prefill_groups and element_bytes == 2:
+            hopper_attention.attend(context, cache, params, num_items, layer_defines)
+        else:
+            context.launch(
+                _NARROW,
+                "attention_prefill",
+                num_items * shape.prefill_parts,
+                PREFILL_WARPS * 32,
+                params,
+                shared_bytes=shape.prefill_bytes(head_dim, element_bytes),
+                **defines,
+            )
 
 
 def _wide_attention(

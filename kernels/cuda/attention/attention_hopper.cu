@@ -1,7 +1,8 @@
 // attention_prefill of attention.cu with Hopper's instructions: the same results, bit for bit. A block has one
 // warpgroup that brings keys and values into shared memory, and some that have 64 query rows each. Blocks are
 // persistent: each takes the next item when it is done with one, as items are of very different length. Where there are
-// few rows, a block has one warpgroup of queries and one warp that brings tiles, so that all SMs have some.
+// few rows, a block has one warpgroup of queries and one warp that brings tiles, so that all SMs have some. It overlaps
+// the previous kernel, that of decode work.
 #include "../common/wgmma.cuh"
 #include "attention.cuh"
 
@@ -177,9 +178,10 @@ KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM)
         publish_barriers();
     }
     for (int i = threadIdx.x; i < ONES_BYTES / 4; i += THREADS) ((u32*)(shared + ONES_AT))[i] = HALF2_ONES;
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    start_next();
+    acquire();
+    asm volatile("fence.proxy.async;" ::: "memory");
     __syncthreads();
-    wait_for_previous();
     const int warpgroup = threadIdx.x / WARPGROUP;
     if constexpr (IS_NARROW) {
         if (warpgroup == 0)
@@ -193,5 +195,6 @@ KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM)
         take_registers<240>();
         attend(params.attention, stages, barriers, shared, warpgroup - 1);
     }
+    wait_for_previous();
 }
 #endif
