@@ -50,9 +50,31 @@ DEVICE i32 pop(const Barriers& barriers, RingPlace& place) {
     return number;
 }
 
-// One warp calls it: a lane brings 16 keys and values of each tile, panels of 64 columns. The number of the block's
-// first work is the block's own; then all blocks count up together, until each has found that there is no more, which
-// resets the counter.
+// Brings the keys and values of a tile, panels of 64 columns: each lane 16 of them, from `row` of the cache on.
+DEVICE void bring_tile(const HopperAttentionParams& params, u32 stages, const Barriers& barriers, RingPlace& place,
+                       i32 row) {
+    const int lane = threadIdx.x % 32;
+    const u32 to = stages + place.stage * STAGE_BYTES + lane * (KEY_GROUP * 128);
+    const u32 keys = barriers.keys + 8 * place.stage, values = barriers.values + 8 * place.stage;
+    barrier_wait(barriers.empty + 8 * place.stage, place.phase ^ 1);
+    if (lane == 0) {
+        barrier_arrive_expecting(keys, KEY_BYTES);
+        barrier_arrive_expecting(values, KEY_BYTES);
+    }
+    __syncwarp();
+    if (lane < TILE_GROUPS) {
+#pragma unroll
+        for (int panel = 0; panel < PANELS; panel++)
+            copy_box(to + panel * PANEL_BYTES, params.key_map, panel * 64, row, keys);
+#pragma unroll
+        for (int panel = 0; panel < PANELS; panel++)
+            copy_box(to + KEY_BYTES + panel * PANEL_BYTES, params.value_map, panel * 64, row, values);
+    }
+    place.advance(KV_STAGES);
+}
+
+// One warp calls it. The number of the block's first work is the block's own; then all blocks count up together, until
+// each has found that there is no more, which resets the counter.
 DEVICE void bring_tiles(const HopperAttentionParams& params, u32 stages, const Barriers& barriers) {
     const AttentionParams& p = params.attention;
     const int lane = threadIdx.x % 32;
@@ -70,23 +92,7 @@ DEVICE void bring_tiles(const HopperAttentionParams& params, u32 stages, const B
         for (i32 tile = item.first_tile; work.exists && tile < item.end_tile; tile++) {
             const i32 row = (i32)walk.offset(p, work.kv_head);
             walk.advance(p, item.num_keys, step_blocks);
-            const u32 to = stages + place.stage * STAGE_BYTES + lane * (KEY_GROUP * 128);
-            const u32 keys = barriers.keys + 8 * place.stage, values = barriers.values + 8 * place.stage;
-            barrier_wait(barriers.empty + 8 * place.stage, place.phase ^ 1);
-            if (lane == 0) {
-                barrier_arrive_expecting(keys, KEY_BYTES);
-                barrier_arrive_expecting(values, KEY_BYTES);
-            }
-            __syncwarp();
-            if (lane < TILE_GROUPS) {
-#pragma unroll
-                for (int panel = 0; panel < PANELS; panel++)
-                    copy_box(to + panel * PANEL_BYTES, params.key_map, panel * 64, row, keys);
-#pragma unroll
-                for (int panel = 0; panel < PANELS; panel++)
-                    copy_box(to + KEY_BYTES + panel * PANEL_BYTES, params.value_map, panel * 64, row, values);
-            }
-            place.advance(KV_STAGES);
+            bring_tile(params, stages, barriers, place, row);
         }
         number = gridDim.x + __shfl_sync(ALL_LANES, more, 0);
     }
@@ -157,6 +163,9 @@ DEVICE void attend(const AttentionParams& p, u32 stages, const Barriers& barrier
     }
 }
 
+#ifdef HAS_SPLIT_GROUPS
+#include "attention_hopper_split.cuh"
+#else
 // Grid: as many blocks as run at once, at most prefill items * KV heads * PREFILL_PARTS; dynamic shared memory: 1024 +
 // BARRIERS_AT + 24 * KV_STAGES + 20 * QUEUED.
 KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM)
@@ -197,4 +206,5 @@ KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM)
     }
     wait_for_previous();
 }
+#endif
 #endif

@@ -31,7 +31,7 @@ def test_blocks_of_the_portable_kernel_share_the_rows_of_an_item(head_dim: int) 
 
 @pytest.mark.gpu
 @pytest.mark.sanitize("14/2x64-0-*")
-@pytest.mark.parametrize("small_up_to", [0.0, 1e9], ids=["large-blocks", "small-blocks"])
+@pytest.mark.parametrize("up_to", [(0.0, 0.0), (1e9, 0.0), (1e9, 1e9)], ids=["large", "small", "split"])
 @pytest.mark.parametrize("window", [0, 200])
 @pytest.mark.parametrize("heads", [Heads(14, 2, 64), Heads(12, 12, 96), Heads(16, 4, 128)], ids=str)
 def test_more_items_than_multiprocessors_have_the_bits_of_the_portable_kernel_in_every_layer(
@@ -40,12 +40,13 @@ def test_more_items_than_multiprocessors_have_the_bits_of_the_portable_kernel_in
     download: Download,
     heads: Heads,
     window: int,
-    small_up_to: float,
+    up_to: tuple[float, float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not context.gpu.has_wgmma:
         pytest.skip("the kernel is for Hopper")
-    monkeypatch.setattr(hopper_attention, "SMALL_UP_TO", small_up_to)
+    monkeypatch.setattr(hopper_attention, "SMALL_UP_TO", up_to[0])
+    monkeypatch.setattr(hopper_attention, "SPLIT_UP_TO", up_to[1])
     lengths = [1700, 900, 1300, 500, 2000, 31]
     runner = Runner(context, upload, download, Case(heads, lengths))
     chunks: list[Chunk] = [(row, length // 3, length - length // 3) for row, length in enumerate(lengths)]
