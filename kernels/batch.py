@@ -137,6 +137,7 @@ class StateRows(msgspec.Struct, Generic[Array], frozen=True, eq=False):
 
 SHARED_TOKENS = 256
 """What sequences share of their beginning is attended to together in units of so many tokens on the CPU."""
+SHORT_CHUNK = 128  # tokens: of a sequence of more attention is prefill work (`kernels.ops.attention_plan`)
 
 
 class PrefixGroups(msgspec.Struct, Generic[Array], frozen=True, eq=False):
@@ -172,11 +173,12 @@ class Step(msgspec.Struct, Generic[Array], frozen=True, eq=False):
     logit_rows: Array  # [R] tokens whose next-token logits are wanted
     states: StateRows[Array] | None = None  # None: the model has no recurrent layers
     prefixes: PrefixGroups[Array] | None = None  # None: nothing is attended to together
+    has_short_chunks: bool = True  # some sequences may have at most `SHORT_CHUNK` tokens
     has_long_context: bool = False  # one of few sequences, or the mean of many, is so long that other ways are faster
 
     def arrays(self) -> dict[str, Array]:
         """All arrays but those of `states` and `prefixes`, by name."""
-        others = "states", "prefixes", "has_long_context"
+        others = "states", "prefixes", "has_short_chunks", "has_long_context"
         return {name: getattr(self, name) for name in self.__struct_fields__ if name not in others}
 
 

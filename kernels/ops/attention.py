@@ -119,18 +119,19 @@ def paged_attention(
         prefix_attention.attend_to_prefixes(
             context, plan.prefix, attention, decode_params, tile_bytes(head_dim, element_bytes), layer_defines
         )
-    context.launch(
-        _NARROW,
-        "attention_decode",
-        plan.decode_items.shape[0] * num_kv_heads,
-        shape.decode_warps * 32,
-        decode_params,
-        shared_bytes=shape.decode_bytes(head_dim, element_bytes),
-        **defines,
-    )
-    if plan.prefill_items.size:  # overlaps decode work, so that neither waits for the other's last blocks
+    if step.has_short_chunks:
+        context.launch(
+            _NARROW,
+            "attention_decode",
+            plan.decode_items.shape[0] * num_kv_heads,
+            shape.decode_warps * 32,
+            decode_params,
+            shared_bytes=shape.decode_bytes(head_dim, element_bytes),
+            **defines,
+        )
+    if plan.prefill_items.size:
         num_items = plan.prefill_items.shape[0] * num_kv_heads
-        params = _params(qkv, cache, attention, step, plan, plan.prefill_items, out)
+        params = _params(qkv, cache, attention, step, plan, plan.prefill_items, out, step.has_short_chunks)
         if shape.prefill_groups and element_bytes == 2:
             hopper_attention.attend(context, cache, params, num_items, layer_defines)
         else:
@@ -260,12 +261,11 @@ def _params(
     plan: AttentionPlan,
     items: DeviceArray,
     out: DeviceArray,
+    follows_decodes: bool = False,
 ) -> AttentionParams:
     assert plan.window == attention.window, f"the plan is for a window of {plan.window}, not {attention.window}"
     _, num_kv_heads, block_tokens, head_dim = cache.keys.shape
-    assert (num_kv_heads, head_dim) == (attention.num_kv_heads, attention.head_dim), (
-        f"{cache.keys.shape}: not its cache"
-    )
+    assert (num_kv_heads, head_dim) == (attention.num_kv_heads, attention.head_dim), f"{cache.keys.shape}: another's"
     assert head_dim in HEAD_DIMS + WIDE_HEAD_DIMS, f"heads of {head_dim}: there are kernels for others only"
     scale = attention.scale / (CODE_FACTOR if cache.scales else 1)
     work = AttentionWork(
@@ -275,6 +275,7 @@ def _params(
         partial_outputs=plan.partial_outputs.pointer,
         partial_sums=plan.partial_sums.pointer,
         prefix=plan.prefix.work(step.query_starts) if plan.prefix else prefix_attention.NO_WORK,
+        follows_decodes=follows_decodes,
     )
     return AttentionParams(
         qkv=qkv.pointer,

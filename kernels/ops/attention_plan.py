@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from kernels.batch import Step
+from kernels.batch import SHORT_CHUNK, Step
 from kernels.ops.attention_parts.attention_plan_params import AttentionPlanParams, Item, PlanCounts, PrefillPlanParams
 from kernels.ops.attention_parts.prefix_attention import (
     LEAST_WINDOW,
@@ -40,6 +40,7 @@ PREFILL_CLASSES = 4  # of prefill items by their number of tiles, where a sequen
 SHORT_ROWS = 8 * DECODE_ROWS
 """A sequence of no more query rows is decode work: as prefill work it would be a block for each KV head, which reads a
 long context alone. What comes after a cached prefix is such a sequence, and so is a short prompt."""
+assert SHORT_ROWS <= SHORT_CHUNK, "a token has a row or more"
 
 declare_constants("attention/attention_plan.cuh", TILE_KEYS=TILE_KEYS, DECODE_ROWS=DECODE_ROWS)
 declare_constants("attention/attention.cu", PREFILL_WARPS=PREFILL_WARPS)

@@ -68,7 +68,7 @@ def step_at(device: CudaDevice, position: int, count: int, *, is_long: bool) -> 
     lengths = positions + 1
     arrays = (rows + 5, positions, slots, rows, np.arange(count + 1), lengths, lengths, tables, rows)
     sent = [device.upload(device.step_buffers, array.astype(np.int32)) for array in arrays]
-    return Step(*sent, states=None, prefixes=None, has_long_context=is_long)
+    return Step(*sent, states=None, prefixes=None, has_short_chunks=True, has_long_context=is_long)
 
 
 def main(path: str) -> None:

@@ -96,7 +96,7 @@ def _upload(device: GpuDevice, step: Step[NDArray[np.int32]]) -> Step[DeviceArra
     states = None
     if step.states is not None:
         states = StateRows(*(device.upload(device.step_buffers, array) for array in _state_arrays(step)))
-    return Step(**arrays, states=states, prefixes=None, has_long_context=False)
+    return Step(**arrays, states=states, prefixes=None, has_short_chunks=True, has_long_context=False)
 
 
 def _state_arrays(step: Step[Array]) -> list[Array]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kernels.batch import (
     GREEDY_ROW,
     SAMPLING_ROW,
+    SHORT_CHUNK,
     PrefixGroups,
     SamplingParams,
     SamplingRow,
@@ -71,6 +72,7 @@ def build_step(
             [query_starts[1:][[draws for _, _, draws in chunks]] - 1, *_prompt_rows(chunks, query_starts)]
         ),
         states=_state_rows(chunks),
+        has_short_chunks=bool(counts.min() <= SHORT_CHUNK),
     )
 
 
@@ -98,6 +100,7 @@ def _step_of_one(chunks: list[Chunk], block_tokens: int) -> Step[NDArray[np.int3
         block_tables=block_table[None],
         logit_rows=np.array([num_tokens - 1] if draws else [], np.int32),
         states=_state_rows(chunks),
+        has_short_chunks=num_tokens <= SHORT_CHUNK,
     )
 
 

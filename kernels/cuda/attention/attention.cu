@@ -3,8 +3,8 @@
 //   attention_decode        few query rows: the tiles of a split go to different warps, long contexts to several blocks
 //   rope_attention_decode   the same for steps of one token a sequence, which attention_rope.cuh completes on the way;
 //                           with ROPE_ROWS, the most query rows of a block, there is this one only, else the others
-//   attention_prefill       many query rows: warps share K and V tiles and walk over all tiles; overlaps the previous
-//                           kernel, attention_decode
+//   attention_prefill       many query rows: warps share K and V tiles and walk over all tiles;
+//                           overlaps attention_decode
 #include "attention_rope.cuh"
 #include "attention_merge.cuh"
 
@@ -289,14 +289,13 @@ DEVICE void prefill_item(const AttentionParams& p, const Item& item, i32 kv_head
 // WARP_ROWS rows of HEAD_DIM floats.
 KERNEL __launch_bounds__(PREFILL_THREADS, PREFILL_BLOCKS) attention_prefill(const __grid_constant__ AttentionParams p) {
     extern __shared__ __align__(16) u8 shared[];
-    start_next();
-    acquire();
+    begin_prefill(p);
     const i32 number = blockIdx.x / PREFILL_PARTS, index = number / p.num_kv_heads;
     if (index < p.work.counts->prefill_items) {
         Item item = p.work.items[index];
         if (PREFILL_PARTS == 1 || take_part(p, item, blockIdx.x % PREFILL_PARTS, PREFILL_WARPS * WARP_ROWS))
             prefill_item(p, item, number - index * p.num_kv_heads, shared);
     }
-    wait_for_previous();
+    end_prefill(p);
 }
 #endif

@@ -2,7 +2,7 @@
 // warpgroup that brings keys and values into shared memory, and some that have 64 query rows each. Blocks are
 // persistent: each takes the next item when it is done with one, as items are of very different length. Where there are
 // few rows, a block has one warpgroup of queries and one warp that brings tiles, so that all SMs have some. It overlaps
-// the previous kernel, that of decode work.
+// attention_decode.
 #include "../common/wgmma.cuh"
 #include "attention.cuh"
 
@@ -187,8 +187,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM)
         publish_barriers();
     }
     for (int i = threadIdx.x; i < ONES_BYTES / 4; i += THREADS) ((u32*)(shared + ONES_AT))[i] = HALF2_ONES;
-    start_next();
-    acquire();
+    begin_prefill(params.attention);
     asm volatile("fence.proxy.async;" ::: "memory");
     __syncthreads();
     const int warpgroup = threadIdx.x / WARPGROUP;
@@ -204,7 +203,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM)
         take_registers<240>();
         attend(params.attention, stages, barriers, shared, warpgroup - 1);
     }
-    wait_for_previous();
+    end_prefill(params.attention);
 }
 #endif
 #endif

@@ -108,8 +108,7 @@ KERNEL __launch_bounds__(SPLIT_THREADS, 1)
     }
     for (int i = threadIdx.x; i < SPLIT_GROUPS * ONES_BYTES / 4; i += SPLIT_THREADS)
         ((u32*)(shared + i / (ONES_BYTES / 4) * REGION_BYTES + ONES_AT))[i % (ONES_BYTES / 4)] = HALF2_ONES;
-    start_next();
-    acquire();
+    begin_prefill(params.attention);
     asm volatile("fence.proxy.async;" ::: "memory");
     __syncthreads();
     const AttentionParams& p = params.attention;
@@ -121,5 +120,5 @@ KERNEL __launch_bounds__(SPLIT_THREADS, 1)
         take_registers<240>();
         if (exists) attend_to_splits(p, region, barriers, shared, group);
     }
-    wait_for_previous();
+    end_prefill(params.attention);
 }

@@ -189,7 +189,9 @@ def _attention_params(
         cache=cache_params(cache),
         block_tables=step.block_tables.pointer,
         positions=step.positions.pointer,
-        work=AttentionWork(counts=0, items=0, arrivals=0, partial_outputs=0, partial_sums=0, prefix=NO_WORK),
+        work=AttentionWork(
+            counts=0, items=0, arrivals=0, partial_outputs=0, partial_sums=0, prefix=NO_WORK, follows_decodes=0
+        ),
         sinks=0,
         out=0,
         num_tokens=step.token_ids.size,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import CacheScales, LayerCache, PrefixGroups, Step
+from kernels.batch import SHORT_CHUNK, CacheScales, LayerCache, PrefixGroups, Step
 from kernels.cache_format import dequantise, quantise
 from kernels.ops.attention import cache_shape, paged_attention, rope_attention
 from kernels.ops.attention_plan import plan_attention
@@ -126,20 +126,23 @@ class Runner:
         self.context, self.upload, self.download, self.case = context, upload, download, case
         self.caches: list[DeviceArray] = []
         self.has_long_context = False
+        self.pads_sequences = True
+        """Whether padding is sequences of one token, as in a decode step, or tokens behind all sequences."""
         self.groups: list[Group] = []
         """What is attended to together; then it is to be found by the table of each group's first member alone."""
 
     def step(self, chunks: list[Chunk], padding: int = 0) -> tuple[Step, NDArray[np.float16]]:
-        """The step's arrays and its Q, K and V; ``padding`` sequences of one token more, as in a graph's bucket."""
-        case = self.case
+        """The step's arrays and its Q, K and V; ``padding`` tokens more, as in a graph's bucket."""
+        case, padded = self.case, [1] * padding if self.pads_sequences else []
         positions = np.concatenate([np.arange(start, start + count) for _, start, count in chunks] + [[-1] * padding])
         positions = positions.astype(np.int32)
-        counts = [count for _, _, count in chunks] + [1] * padding
-        contexts = [start + count for _, start, count in chunks] + [0] * padding
+        counts = [count for _, _, count in chunks] + padded
+        contexts = [start + count for _, start, count in chunks] + [0] * len(padded)
         tables = np.concatenate(
-            [case.tables[[chunk[0] for chunk in chunks]], np.zeros((padding, case.tables.shape[1]))]
+            [case.tables[[chunk[0] for chunk in chunks]], np.zeros((len(padded), case.tables.shape[1]))]
         )
         rows = np.repeat(np.arange(len(counts)), counts)
+        rows = np.concatenate([rows, np.zeros(positions.size - rows.size, np.int64)])
         blocks = tables[rows, np.maximum(positions, 0) // case.block_tokens]
         slots = np.where(positions < 0, -1, blocks * case.block_tokens + positions % case.block_tokens)
         starts = np.concatenate([[0], np.cumsum(counts)])
@@ -150,7 +153,9 @@ class Runner:
             tables[others, : num_tokens // case.block_tokens] = case.num_blocks - 1  # NaN
         prefixes = self._prefixes(len(counts)) if self.groups else None
         sent = (self.upload(np.ascontiguousarray(array, np.int32)) for array in arrays)
-        return Step(*sent, prefixes=prefixes, has_long_context=self.has_long_context), qkv
+        has_short_chunks = min(counts) <= SHORT_CHUNK
+        other = {"has_short_chunks": has_short_chunks, "has_long_context": self.has_long_context}
+        return Step(*sent, prefixes=prefixes, **other), qkv
 
     def _prefixes(self, num_sequences: int) -> PrefixGroups:
         rows, members = np.zeros((len(self.groups) + 2, 3), np.int32), np.zeros(num_sequences, np.int32)

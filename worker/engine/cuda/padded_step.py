@@ -31,6 +31,8 @@ class StepSize(NamedTuple):
     max_blocks: int
     shares: bool = False
     """Whether it has prefix groups."""
+    has_short_chunks: bool = True
+    """See `kernels.batch.Step`."""
 
 
 def size_for(step: Step[NDArray[Any]], limits: StepLimits) -> StepSize | None:
@@ -40,7 +42,7 @@ def size_for(step: Step[NDArray[Any]], limits: StepLimits) -> StepSize | None:
     if num_tokens > min(MOST_TOKENS, limits.step_tokens):
         return None
     max_blocks = _at_least(step.block_tables.shape[1], (*BLOCKS, limits.max_blocks))
-    return StepSize(num_tokens, num_sequences, max_blocks, step.prefixes is not None)
+    return StepSize(num_tokens, num_sequences, max_blocks, step.prefixes is not None, step.has_short_chunks)
 
 
 def _at_least(number: int, choices: tuple[int, ...]) -> int:
@@ -85,7 +87,7 @@ class PaddedStep:
         self._add("block_tables", (size.num_sequences, size.max_blocks), _INT32, None)
         views = {name: view(whole, offset, shape, dtype) for name, (offset, shape, dtype, _) in self._arrays.items()}
         self.params = SamplingParams(views.pop("rows"), views.pop("output_positions"), edits)
-        self.step = step_of(views)
+        self.step = step_of(views, has_short_chunks=size.has_short_chunks)
 
     def _add(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], padding: Any) -> None:
         self._arrays[name] = self.num_bytes, shape, dtype, padding

@@ -239,7 +239,7 @@ class CudaRunner:
         views = {name: view(self._whole, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
         sent_params = SamplingParams(views.pop("rows"), views.pop("output_positions"), self._edits)
         sent_ids = views.pop("prompt_ids")
-        sent = step_of(views)
+        sent = step_of(views, has_short_chunks=step.has_short_chunks)
         self._ops.resolve_tokens(sent.token_ids, self._rows.drawn)
         logits = self._model.forward(sent, self._cache)
         if prompt_ids:

@@ -15,9 +15,9 @@ def arrays_of(step: Step[Array]) -> dict[str, Array]:
     return arrays
 
 
-def step_of(arrays: dict[str, Array]) -> Step[Array]:
+def step_of(arrays: dict[str, Array], *, has_short_chunks: bool = True) -> Step[Array]:
     """The step that has these."""
     arrays = dict(arrays)
     states = StateRows(arrays.pop("state_slots"), arrays.pop("state_sources")) if "state_slots" in arrays else None
     prefixes = PrefixGroups(arrays.pop("groups"), arrays.pop("members")) if "groups" in arrays else None
-    return Step(**arrays, states=states, prefixes=prefixes, has_long_context=False)
+    return Step(**arrays, states=states, prefixes=prefixes, has_short_chunks=has_short_chunks, has_long_context=False)
