@@ -98,6 +98,9 @@ def attend(
     """The ``num_items`` items of prefill work, each of one KV head. ``defines``: what the layer asks for."""
     head_dim, num_sms = cache.keys.shape[-1], context.gpu.num_sms
     cut = _cut_for(num_sms, head_dim, num_items)
+    if context.dry:  # another step may have another one
+        for each in cuts_of(head_dim):
+            context.note_variant(_SOURCE, each.defines(head_dim) | defines)
     key_map, value_map = (
         tensor_map(array.reshape(-1, head_dim), (KEY_GROUP, _PANEL)) for array in (cache.keys, cache.values)
     )

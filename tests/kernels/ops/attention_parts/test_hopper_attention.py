@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from kernels.batch import LayerCache, dry_step
+from kernels.ops.attention import cache_shape
 from kernels.ops.attention_parts import hopper_attention
 from kernels.ops.attention_parts.hopper_attention import cuts_of
 from kernels.ops.attention_plan import HOPPER_GROUPS, attention_shape
+from kernels.registry import CudaOps
+from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import A100, H100
 from kernels.runtime.launcher import Context
+from kernels.weights.parameters import Attention
 from tests.kernels.conftest import Download, Upload
 from tests.kernels.ops.attention_case import Case, Chunk, Heads, Runner
 
@@ -27,6 +32,18 @@ def test_blocks_of_the_portable_kernel_share_the_rows_of_an_item(head_dim: int) 
         shape = attention_shape(gpu, head_dim)
         assert shape.prefill_rows == shape.prefill_parts * shape.block_rows
     assert attention_shape(A100, head_dim).prefill_parts == 1
+
+
+def test_a_dry_run_of_any_step_notes_the_kernels_of_all() -> None:
+    context = Context(H100)
+    ops, attention = CudaOps(context), Attention(14, 2, 64, scale=1.0)
+    halves = np.dtype(np.float16)
+    cache = LayerCache(*(DeviceArray(0, cache_shape(100, 16, 2, 64), halves) for _ in "kv"))
+    step = dry_step(8192, 4, 4, 128)
+    arrays = (DeviceArray(0, (8192, heads * 64), halves) for heads in (18, 14))
+    ops.paged_attention(next(arrays), cache, attention, step, ops.plan_attention(step, attention), out=next(arrays))
+    noted = [defines for source, defines in context.variants.values() if source == "attention/attention_hopper"]
+    assert sorted(map(str, noted)) == sorted(str(cut.defines(64)) for cut in cuts_of(64))
 
 
 @pytest.mark.gpu
