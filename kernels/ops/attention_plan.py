@@ -228,7 +228,7 @@ def plan_attention(context: Context, step: Step[DeviceArray], attention: Attenti
         ),
         prefix=prefix.params(context.gpu.num_sms, num_kv_heads, partial_rows) if prefix else NO_PLAN,
     )
-    threads = 128 if num_sequences <= 128 and num_tokens <= 128 else 1024
+    threads = 128 if max(num_sequences, max_prefill_items, max_decode_items // 2) <= 128 else 1024
     shared_bytes = (5 * num_sequences + 2) * 4
     context.launch("attention/attention_plan", "attention_plan", 1, threads, params, shared_bytes=shared_bytes)
     return plan

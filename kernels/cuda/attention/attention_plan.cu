@@ -62,12 +62,15 @@ DEVICE i32 block_scan(i32 value, i32* sums, i32& total) {
     }
     if (lane == 31) sums[warp] = inclusive;
     __syncthreads();
-    i32 offset = 0;
-    total = 0;
-    for (int w = 0; w < (int)blockDim.x / 32; w++) {
-        if (w < warp) offset += sums[w];
-        total += sums[w];
+    i32 of_warps = lane < (int)blockDim.x / 32 ? sums[lane] : 0;  // all warps add these up
+    const i32 of_warp = __shfl_sync(ALL_LANES, of_warps, warp);
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+        i32 before = __shfl_up_sync(ALL_LANES, of_warps, distance);
+        if (lane >= distance) of_warps += before;
     }
+    total = __shfl_sync(ALL_LANES, of_warps, 31);
+    const i32 offset = __shfl_sync(ALL_LANES, of_warps, warp) - of_warp;
     __syncthreads();
     return offset + inclusive - value;
 }
