@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,12 +38,20 @@ class StepSize(NamedTuple):
 
 def size_for(step: Step[NDArray[Any]], limits: StepLimits) -> StepSize | None:
     """The smallest size for ``step``, None if it is too large for one."""
-    num_sequences = _at_least(step.context_lengths.size, (*SEQUENCES, limits.max_sequences))
-    num_tokens = _round_tokens(max(step.token_ids.size, num_sequences + 1))
+    shape = step.token_ids.size, step.context_lengths.size, step.block_tables.shape[1]
+    return _size_for(*shape, step.prefixes is not None, step.has_short_chunks, limits)
+
+
+@lru_cache(4096)
+def _size_for(
+    num_tokens: int, num_sequences: int, max_blocks: int, shares: bool, has_short_chunks: bool, limits: StepLimits
+) -> StepSize | None:
+    num_sequences = _at_least(num_sequences, (*SEQUENCES, limits.max_sequences))
+    num_tokens = _round_tokens(max(num_tokens, num_sequences + 1))
     if num_tokens > min(MOST_TOKENS, limits.step_tokens):
         return None
-    max_blocks = _at_least(step.block_tables.shape[1], (*BLOCKS, limits.max_blocks))
-    return StepSize(num_tokens, num_sequences, max_blocks, step.prefixes is not None, step.has_short_chunks)
+    max_blocks = _at_least(max_blocks, (*BLOCKS, limits.max_blocks))
+    return StepSize(num_tokens, num_sequences, max_blocks, shares, has_short_chunks)
 
 
 def _at_least(number: int, choices: tuple[int, ...]) -> int:
