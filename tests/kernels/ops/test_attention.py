@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from kernels.batch import LayerCache, dry_step
+from kernels.batch import SHORT_CHUNK, LayerCache, dry_step
 from kernels.ops.attention import cache_shape, depends_on_context
 from kernels.ops.attention_plan import SHORT_CROWD
 from kernels.ops.rope import HEAD_DIMS
@@ -259,40 +259,22 @@ def test_a_long_context_rotates_and_writes_on_its_way(
         assert_fused_is_the_same(runner, sequences, rope, None, window=0)
 
 
-@pytest.mark.gpu
-def test_long_prompts_have_zeros_behind_them(
-    context: Context, upload: Upload, download: Download, heads: Heads
-) -> None:
-    runner = Runner(context, upload, download, Case(heads, [300, 513]))
-    runner.pads_sequences = False
-    chunks: list[Chunk] = [(0, 100, 200), (1, 0, 513)]
-    run_and_check(runner, chunks, window=0, sinks=True, padding=45)
-    runner.pads_sequences = True  # and so there are short ones
-    among = runner.run(chunks, sinks=True, padding=1)
-    runner.pads_sequences = False
-    np.testing.assert_array_equal(runner.run(chunks, sinks=True).view(np.uint16), among[:713].view(np.uint16))
-
-
 @pytest.mark.parametrize(
-    ("num_tokens", "num_sequences", "has_short_chunks", "launches", "last"),
+    ("num_tokens", "num_sequences", "launches", "last"),
     [
-        (1, 1, True, 1, "rope_attention_decode"),
-        (64, 64, True, 1, "rope_attention_decode"),
-        (65, 64, True, 3, "attention_prefill_hopper"),
-        (1024, 2, False, 2, "attention_prefill_hopper"),
+        *((number, number, 1, "rope_attention_decode") for number in (1, 64)),
+        *((num_tokens, 64, launches, "attention_prefill_hopper") for num_tokens, launches in ((65, 3), (8256, 2))),
     ],
 )
-def test_a_decode_step_takes_one_kernel_and_one_of_long_prompts_none_of_decode_work(
-    num_tokens: int, num_sequences: int, has_short_chunks: bool, launches: int, last: str
-) -> None:
+def test_a_decode_step_takes_one_kernel(num_tokens: int, num_sequences: int, launches: int, last: str) -> None:
     context = Context(H100)
     ops = CudaOps(context)
 
     def halves(*shape: int) -> DeviceArray:
         return DeviceArray(0, shape, np.dtype(np.float16))
 
-    step = dry_step(num_tokens, num_sequences, num_sequences, 8)
-    step = replace(step, has_short_chunks=has_short_chunks)
+    has_short_chunks = num_tokens <= SHORT_CHUNK * num_sequences
+    step = replace(dry_step(num_tokens, num_sequences, num_sequences, 8), has_short_chunks=has_short_chunks)
     attention = Attention(14, 2, 64, scale=1.0)
     plan = ops.plan_attention(step, attention)
     cache = LayerCache(*(halves(*cache_shape(100, 16, 2, 64)) for _ in "kv"))

@@ -74,3 +74,21 @@ def test_more_items_than_multiprocessors_have_the_bits_of_the_portable_kernel_in
     portable = runner.run(chunks, window=window, sinks=True)
     np.testing.assert_array_equal(once.view(np.uint16), portable.view(np.uint16))
     np.testing.assert_array_equal(again.view(np.uint16), portable.view(np.uint16))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "heads", [Heads(14, 2, 64), Heads(14, 2, 64, is_q8=True), Heads(3, 3, 96), Heads(4, 2, 256)], ids=str
+)
+def test_long_prompts_have_zeros_behind_them(
+    context: Context, upload: Upload, download: Download, heads: Heads
+) -> None:
+    runner = Runner(context, upload, download, Case(heads, [300, 513]))
+    runner.pads_sequences = False
+    chunks: list[Chunk] = [(0, 100, 200), (1, 0, 513)]
+    padded = runner.run(chunks, sinks=True, padding=45)
+    runner.pads_sequences = True  # and so there are short ones
+    among = runner.run(chunks, sinks=True, padding=1)
+    runner.pads_sequences = False
+    np.testing.assert_array_equal(padded[:713].view(np.uint16), among[:713].view(np.uint16))
+    np.testing.assert_array_equal(padded[713:], 0)
