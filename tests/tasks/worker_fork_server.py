@@ -2,7 +2,8 @@
 
 ``python -P worker_fork_server.py FD`` is that process. It has one thread and nothing but modules. A fork of it runs
 ``python -P -m tasks worker``, or another such command, as if it had been started so, with an environment,
-``sitecustomize`` and standard error of its own.
+``sitecustomize`` and standard error of its own. The engine that a worker starts before it has threads is a fork, too;
+those that it starts when that one has ended are not.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from select import select
-from typing import IO
+from types import SimpleNamespace
+from typing import IO, Any
 
 MODULES = (
     *("orcd.cli.command_line", "orcd.cli.terminal", "tasks.app", "tasks.observe.flower", "tasks.observe.node_name"),
@@ -30,8 +34,9 @@ MODULES = (
     *("celery.app.control", "celery.app.log", "celery.app.trace", "celery.apps.worker", "celery.fixups.django"),
     *("celery.bin.celery", "celery.bin.worker"),
     *("celery.loaders.app", "celery.worker.components", "celery.worker.strategy", "encodings.idna"),
+    *("kernels.devices.open", "worker.load", "worker.service"),
 )
-"""What a worker imports until it is ready; the rest it imports itself."""
+"""What a worker and its engine import until they are ready; the rest they import themselves."""
 
 
 class ForkedWorker:
@@ -164,7 +169,8 @@ def _serve(control: socket.socket, end: _Exit) -> None:
             os.dup2(errors, 2)
             os.close(errors)
             with os.fdopen(request, "rb") as file:
-                _run_worker(end, **json.load(file))
+                _fork_engines(end)
+                _run(end, **json.load(file))
             return
         os.close(request)
         os.close(errors)
@@ -185,7 +191,31 @@ class _Exit:
         os._exit(self.code)
 
 
-def _run_worker(end: _Exit, options: list[str], environment: dict[str, str], folder: str) -> None:
+def _fork_engines(end: _Exit) -> None:
+    """Have this process, which will run a worker, fork for an engine while it has one thread."""
+
+    def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        def run_engine() -> None:
+            """In the fork, when Popen has done all else that is done before a program begins."""
+            first = 3
+            for kept in sorted(options["pass_fds"]):
+                os.closerange(first, kept)
+                first = kept + 1
+            os.closerange(first, os.sysconf("SC_OPEN_MAX"))  # among others where Popen waits for the program to begin
+            try:
+                _run(end, command[1:], options["env"], str(Path.cwd()))
+            except Exception:
+                traceback.print_exc()
+            finally:
+                end.now()
+
+        return subprocess.Popen(command, preexec_fn=run_engine if threading.active_count() == 1 else None, **options)
+
+    engine_run = importlib.import_module("tasks.dispatch.engine.engine_run")
+    engine_run.subprocess = SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL)  # type: ignore[attr-defined]
+
+
+def _run(end: _Exit, options: list[str], environment: dict[str, str], folder: str) -> None:
     """What the interpreter does at its start, and then the module behind ``-m``."""
     num_before = options.index("-m")
     module, *arguments = options[num_before + 1 :]

@@ -101,7 +101,7 @@ def test_what_is_not_finished_in_time_goes_on_elsewhere(
 
 
 def engines_of(worker: WorkerProcess) -> list[psutil.Process]:
-    """The worker's engine process, as soon as there is one."""
+    """The worker's engine process that was started by exec, as soon as there is one."""
     found = []
     for child in psutil.Process(worker.process.pid).children():
         with suppress(psutil.Error):  # one that has just ended
@@ -114,7 +114,7 @@ def engines_of(worker: WorkerProcess) -> list[psutil.Process]:
 def test_a_worker_that_loads_its_model_leaves_at_once(
     redis_url: str, shallow_chat_model: Path, tmp_path: Path, number: int
 ) -> None:
-    worker = WorkerProcess(redis_url, shallow_chat_model, tmp_path)
+    worker = WorkerProcess(redis_url, shallow_chat_model, tmp_path, by_exec=True)
     wait_until(lambda: engines_of(worker))
     engines_of(worker)[0].suspend()  # it takes a while
     worker.wait_for("startup")
