@@ -282,4 +282,4 @@ def test_what_passes_validation_runs_and_what_does_not_is_an_error_of_the_reques
 
 
 TestRandomTraffic = RandomTraffic.TestCase
-TestRandomTraffic.settings = settings(max_examples=60, stateful_step_count=25, derandomize=True, deadline=None)
+TestRandomTraffic.settings = settings(max_examples=30, stateful_step_count=25, derandomize=True, deadline=None)

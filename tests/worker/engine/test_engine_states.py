@@ -215,4 +215,4 @@ class RandomRecurrentTraffic(RandomTraffic):
 
 
 TestRandomTraffic = RandomRecurrentTraffic.TestCase
-TestRandomTraffic.settings = settings(max_examples=40, stateful_step_count=25, derandomize=True, deadline=None)
+TestRandomTraffic.settings = settings(max_examples=20, stateful_step_count=25, derandomize=True, deadline=None)

@@ -54,12 +54,12 @@ def model(request: pytest.FixtureRequest, shallow_model: Path, tmp_path_factory:
 def traffic(model: Model) -> list[Add]:
     """Prompts of mixed lengths with a common beginning, greedy, sampled, and with a constraint."""
     generator = np.random.default_rng(5)
-    longest = min(model.config.context_length - 30, 70)
+    longest = min(model.config.context_length - 30, 68)
     common = generator.integers(0, model.config.vocab_size, longest).tolist()
     adds = []
     for number, length in enumerate(np.linspace(3, longest, 8).astype(int)):
         own = generator.integers(0, model.config.vocab_size, 4).tolist()
-        sampling = Sampling(max_tokens=12, temperature=0.7 * (number % 2), seed=number, top_p=0.95)
+        sampling = Sampling(max_tokens=8, temperature=0.7 * (number % 2), seed=number, top_p=0.95)
         adds.append(Add(f"{'crr'[number % 3]}{number}", (*common[:length], *own), sampling))
     return adds
 
@@ -106,7 +106,7 @@ def test_prefix_hit_equals_miss(model: Model, undisturbed: dict):
 
 
 def test_preempted_equals_uninterrupted(model: Model, undisturbed: dict):
-    machine = engine(model, num_blocks=11)  # those of the longest sequence
+    machine = engine(model, num_blocks=10)  # those of the longest sequence
     assert generate(traffic(model), machine) == undisturbed
     assert machine.stats(memory_bytes=0).preemptions > 0
 
@@ -116,7 +116,7 @@ def test_resumed_equals_uninterrupted(model: Model, undisturbed: dict):
     cuts = {
         f"{add.request_id[0]}{int(add.request_id[1:]) + 100 * cut}": (add, cut)  # with the same constraint
         for add in traffic(model)
-        for cut in (1, 6, 11)
+        for cut in (1, 4, 7)
     }
     adds = [
         Add(name, add.prompt_ids, add.sampling, (Choice(0, undisturbed[add.request_id, 0][:cut]),))
@@ -128,9 +128,9 @@ def test_resumed_equals_uninterrupted(model: Model, undisturbed: dict):
 
 def test_two_choices_equal_two_seeds(model: Model):
     prompt = traffic(model)[3].prompt_ids
-    both = generate([Add("n", prompt, Sampling(max_tokens=16, seed=8), (Choice(0), Choice(1)))], engine(model))
+    both = generate([Add("n", prompt, Sampling(max_tokens=8, seed=8), (Choice(0), Choice(1)))], engine(model))
     for choice in (0, 1):
-        alone = generate([Add("one", prompt, Sampling(max_tokens=16, seed=8 + choice))], engine(model))
+        alone = generate([Add("one", prompt, Sampling(max_tokens=8, seed=8 + choice))], engine(model))
         assert both["n", choice] == alone["one", 0]
 
 
