@@ -6,6 +6,7 @@ What a command needs is imported when it runs: NumPy and Celery take a while, an
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import click
 
-from orcd.cli.command_line import SETTINGS, given, input_options, json_option, run
+from orcd.cli.command_line import SETTINGS, given, input_options, json_option, leave, run
 from orcd.cli.terminal import write_json
 from orcd.errors import InvalidRequest, ModelLoadFailed
 from orcd.store.redis_address import RedisAddress
@@ -89,6 +90,8 @@ def worker(**flags: Any) -> int:
         if not file.startswith("hf:") and not Path(file).is_file():
             raise ModelLoadFailed(f"{file}: is not a file")
     RedisAddress.parse(settings.redis_url)  # what is wrong is told before an engine runs
+    for number in (signal.SIGTERM, signal.SIGINT):  # until Celery has handlers of its own
+        signal.signal(number, leave)
     from tasks.dispatch.engine.engine_run import EngineRun, start_engine
 
     engine_run: EngineRun | None = None

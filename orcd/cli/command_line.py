@@ -6,7 +6,9 @@ options that several commands have: here, because nothing else that takes long t
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import os
 import signal
 import sys
 import threading
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -163,6 +165,24 @@ def interrupted_by_signals() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
+
+
+def ignore_signals_at_exit() -> None:
+    """Have this process, which ends in order when it is told to, end so when it is told once more at its very end.
+
+    Python puts back what signals do by default before it has ended, which is to end it with an exit code of theirs.
+    """
+
+    def ignore() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_IGN)
+
+    atexit.register(ignore)
+
+
+def leave(*_: object) -> NoReturn:
+    """End the process in order, for the signals that ask it to before it has anything to end."""
+    raise SystemExit(os.EX_OK)
 
 
 def _interrupt_main_thread() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-from typing import NoReturn
 
 import uvicorn
 
+from orcd.cli.command_line import ignore_signals_at_exit, leave
 from orcd.errors import InvalidRequest
 from orcd.gateway.app import create_app
 from orcd.gateway.settings import GatewaySettings
@@ -35,7 +35,8 @@ def serve(settings: GatewaySettings) -> None:
     )
     listening = listen(settings)
     for number in (signal.SIGTERM, signal.SIGINT):  # until uvicorn listens; once it has stopped it raises them again
-        signal.signal(number, _leave)
+        signal.signal(number, leave)
+    ignore_signals_at_exit()
     host = f"[{settings.host}]" if listening.family == socket.AF_INET6 else settings.host
     print(f"orcd gateway: http://{host}:{listening.getsockname()[1]}/v1", flush=True)
     uvicorn.Server(config).run(sockets=[listening])
@@ -54,7 +55,3 @@ def listen(settings: GatewaySettings) -> socket.socket:
     # acknowledged the one before, which may take 40 ms.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
-
-
-def _leave(*_: object) -> NoReturn:
-    raise SystemExit(0)

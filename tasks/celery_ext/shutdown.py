@@ -14,6 +14,7 @@ from typing import Any
 from celery import signals
 from celery.worker import state
 
+from orcd.cli.command_line import ignore_signals_at_exit
 from orcd.monitoring.worker_registry import Farewell
 from tasks.supervised_thread import OnDeath, SupervisedThread
 
@@ -56,6 +57,7 @@ class Shutdown:
             state.should_stop = exit_code or os.EX_OK
 
         signal.signal(signal.SIGINT, interrupted)
+        ignore_signals_at_exit()
 
     def start(self) -> None:
         """Have `leave` called when somebody asks, or has asked; before that, whoever starts the worker ends it."""

@@ -141,6 +141,18 @@ def test_a_worker_that_was_told_to_leave_is_not_ready_and_says_so(
         assert client.status(later).attempt == 0
 
 
+def test_a_worker_that_is_told_again_and_again_exits_as_if_it_was_told_once(
+    redis_url: str, shallow_model: Path, tmp_path: Path
+) -> None:
+    """Who told it while Python ended had it exit with 143."""
+    with WorkerProcess(redis_url, shallow_model, tmp_path, by_exec=True) as worker:
+        deadline = time.monotonic() + END_S
+        while worker.process.poll() is None and time.monotonic() < deadline:
+            worker.process.send_signal(signal.SIGTERM)
+            time.sleep(0.001)
+        assert worker.process.wait(END_S) == 0
+
+
 @pytest.mark.parametrize("leave", ["threading.Event().wait", "lambda: 1 // 0"])
 def test_a_process_exits_in_time_though_what_gives_its_jobs_up_never_ends_or_fails(leave: str) -> None:
     """It stayed for ever where Celery's event loop waited for something, too."""
