@@ -23,7 +23,7 @@ from kernels.weights.parameters import Clamp, Geglu
 
 
 class CombineParams(CudaStruct, source="moe/moe"):
-    """What moe_combine is given."""
+    """What moe_combine and moe_combine_N are given."""
 
     results: Pointer  # [num_tokens * num_used, width] float32 of the experts
     places: Pointer  # [num_tokens, num_used] int32: rows of `results`; null: in order
@@ -190,4 +190,5 @@ def _combine(
     )
     threads = 64 if routing.is_small else 256
     grid = (-(-width // (4 * threads)), num_tokens)
-    context.launch("moe/moe", "moe_combine", grid, threads, params, shared_bytes=4 * num_used)
+    kernel = f"moe_combine_{num_used}" if num_used in (4, 8) else "moe_combine"
+    context.launch("moe/moe", kernel, grid, threads, params, shared_bytes=4 * num_used)

@@ -226,12 +226,8 @@ DEVICE void combine(const CombineParams& p) {
     *to = sum;
 }
 
-// Dynamic shared memory: float [num_used].
-KERNEL __launch_bounds__(256) moe_combine(const __grid_constant__ CombineParams p) {
-    if (p.num_used == 4)
-        combine<4>(p);
-    else if (p.num_used == 8)
-        combine<8>(p);
-    else
-        combine<0>(p);
-}
+// Dynamic shared memory: float [num_used]. A kernel for each number of experts of a token that is usual: the fewer
+// results are fetched ahead, the more blocks fit an SM.
+KERNEL __launch_bounds__(256) moe_combine(const __grid_constant__ CombineParams p) { combine<0>(p); }
+KERNEL __launch_bounds__(256, 8) moe_combine_4(const __grid_constant__ CombineParams p) { combine<4>(p); }
+KERNEL __launch_bounds__(256, 4) moe_combine_8(const __grid_constant__ CombineParams p) { combine<8>(p); }
