@@ -167,6 +167,20 @@ def interrupted_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def open_standard_streams() -> None:
+    """Open those of standard input, output and error that are closed (``2>&-``), on nothing.
+
+    Python would write errors to standard output then, and the next file or connection would have the number of one of
+    them, to which programs that we start would write.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # the lowest number that is free is given
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115 - for as long as we run
+
+
 def ignore_signals_at_exit() -> None:
     """Have this process, which ends in order when it is told to, end so when it is told once more at its very end.
 

@@ -34,3 +34,9 @@ def test_a_process_that_fails_exits_with_the_code_and_prints_no_traceback(
     assert done.returncode == exit_code
     assert done.stdout == ""
     assert re.fullmatch(rf"orcd: {code}: .+\n", done.stderr)
+
+
+def test_an_error_is_no_output_where_standard_error_is_closed() -> None:
+    command = f"exec {sys.executable} -m orcd status 2>&-"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")

@@ -13,6 +13,7 @@ import pytest
 from celery import Celery
 
 from orcd.cli.command_line import run
+from orcd.client import Client
 from tasks.__main__ import cli
 
 COMMANDS = {
@@ -90,3 +91,15 @@ def test_a_worker_starts_without_what_only_others_need() -> None:
         "print({'numpy', 'kernels.ops', 'cupy_backends', 'flower', 'tornado'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_a_worker_whose_standard_streams_are_closed_works(redis_url: str, shallow_model: Path, client: Client) -> None:
+    """As some that start daemons close them: it exited, with 1."""
+    options = f"--model {shallow_model} --device cpu --redis {redis_url}"
+    command = f"exec {sys.executable} -P -m tasks worker {options} <&- >&- 2>&-"
+    with subprocess.Popen(["/bin/sh", "-c", command]) as process:
+        try:
+            assert client.result(client.submit(prompt="x", max_tokens=2), timeout=60).state == "succeeded"
+        finally:
+            process.terminate()
+        assert process.wait(60) == 0
