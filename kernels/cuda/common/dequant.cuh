@@ -196,6 +196,51 @@ DEVICE u32 three_bits_of(u32 word, u32 bytes, int q, int e) {
     return (bytes >> (three_bits_at(q) + 8 * e) & 3) | (word >> (15 + 16 * e) & 1) << 2;
 }
 
+// Codes of 5 and 6 bits: those of six pairs lie whole in the halves of the row's words, of 6 bits the high bits being
+// the third one. The others are put together of what these leave. `from` is where the code is taken from once the half
+// is moved right by `shift`.
+struct CodePlace {
+    int word, shift, from;  // `word` 2: the high bits
+};
+template <int BITS>
+DEVICE constexpr CodePlace whole_code_at(int q) {
+    if (BITS == 6) return {q / 2, 6 * (q & 1), 4 * (q & 1)};
+    if (q == 6) return {2, 0, 0};
+    return {q / 3, q % 3 < 2 ? 0 : q == 2 ? 7 : 6, q % 3 < 2 ? 5 * (q % 3) : q == 2 ? 3 : 4};
+}
+template <int BITS>
+DEVICE constexpr int num_whole_codes() {
+    return BITS == 6 ? 6 : 7;
+}
+
+// `words`: the two of the row; `high`: of 5 bits a byte of each half.
+template <int BITS>
+DEVICE void place_code(u32 (&words)[3], u32 code, int q, int e) {
+    const int high_step = BITS == 6 ? 16 : 8;
+    if (q < num_whole_codes<BITS>()) {
+        const CodePlace place = whole_code_at<BITS>(q);
+        words[place.word] |= code << (place.from + place.shift + (place.word == 2 ? high_step : 16) * e);
+    } else if (BITS == 6) {
+        words[q - 6] |= code >> 2 << (6 + 16 * e);
+        words[2] |= (code & 3) << (2 * q - 6 + high_step * e);
+    } else {
+        words[2] |= (code & 7) << (5 + high_step * e);
+        words[0] |= (code >> 3 & 1) << (15 + 16 * e), words[1] |= code >> 4 << (15 + 16 * e);
+    }
+}
+template <int BITS>
+DEVICE u32 code_of_words(const u32 (&words)[3], int q, int e) {
+    const int high_step = BITS == 6 ? 16 : 8;
+    if (q < num_whole_codes<BITS>()) {
+        const CodePlace place = whole_code_at<BITS>(q);
+        return words[place.word] >> (place.from + place.shift + (place.word == 2 ? high_step : 16) * e) &
+               ((1 << BITS) - 1);
+    }
+    const u32 high = words[2] >> high_step * e;
+    if (BITS == 6) return (words[q - 6] >> (6 + 16 * e) & 15) << 2 | (high >> (2 * q - 6) & 3);
+    return (high >> 5 & 7) | (words[0] >> (15 + 16 * e) & 1) << 3 | (words[1] >> (15 + 16 * e) & 1) << 4;
+}
+
 // What a code of up to 8 bits stands for, before its scale; E2M1: doubled.
 template <int F>
 DEVICE int number_of(u32 code) {
@@ -205,16 +250,6 @@ DEVICE int number_of(u32 code) {
     }
     if constexpr (Layout<F>::codes == NON_LINEAR) return IQ4_NUMBERS<>[code];
     return (int)code - Layout<F>::zero;
-}
-
-// Where in a row's byte of each half (of codes of 6 bits: where in the half) the bits above the low ones lie, of pair
-// q. Those of pairs whose low bits are taken from other places of a word lie so that one shift serves them all.
-template <int F>
-DEVICE constexpr int high_place(int q) {
-    using L = Layout<F>;
-    if (L::has_grid) return q;                                                // signs
-    if (L::code_bits == 6) return q / 4 * 8 + (q / 2 & 1) * 2 + 4 * (q & 1);  // two
-    return q / 2 + 4 * (q & 1);                                               // one
 }
 
 // IQ4_NL, IQ4_XS: the numbers of four codes, the nibbles of the low half of `word`, as bytes with 128 added; `low_bits`
@@ -282,7 +317,7 @@ DEVICE u32 pair_of(const Raw<F>& raw, const Scales<F>& scales, int row, int q) {
         u32 value = __byte_perm(magnitudes_of<F>(raw, row, q), 0x64646464u, 0x4140);
         value = half2_fma(value, half2_power(unit_log2), half2_of(1024 / unit) ^ HALF2_MINUS);
         const u32 signs = __byte_perm(raw.high[0], 0, row ? 0x4342 : 0x4140);
-        return half2_multiply(value ^ (signs << (15 - high_place<F>(q)) & 0x80008000u), scale);
+        return half2_multiply(value ^ (signs << (15 - q) & 0x80008000u), scale);
     }
     if constexpr (L::codes == E2M1) {
         u32 word = raw.code[2 * row + (q >> 2)];  // see `e2m1_sign`
@@ -311,26 +346,37 @@ DEVICE u32 pair_of(const Raw<F>& raw, const Scales<F>& scales, int row, int q) {
         const u32 word = q & 1 ? __byte_perm(raw.code[row], 0, 0x2301) : raw.code[row];
         return half2_fma(word & 0x00030003u << two_bits_at(q), scale, scales.low[row][q >> 1]);
     }
-    // Integers of 4 to 6 bits: the low ones within the low byte of a half, high ones put above them, 1024 in
-    // front.
-    constexpr int places = 8 / L::low_bits;   // of a byte
-    const int at = q % places * L::low_bits;  // the integer comes out times 2^at
-    u32 word = raw.code[2 * row + (q >> 2)];
-    if (q & places) word >>= 8;
-    u32 integer = and_or(word, 0x00010001u * L::low_mask << at, HALF2_1024);
-    constexpr int high_bits = L::code_bits - L::low_bits;
-    if constexpr (high_bits > 0) {
-        // Of the first pair whose low bits lie in this byte; the others' are moved as far.
-        const int from = high_place<F>(q / places * places);
-        u32 bits = high_bits == 2 ? raw.high[row] : __byte_perm(raw.high[0], 0, row ? 0x4342 : 0x4140);
-        bits = from <= L::low_bits ? bits << (L::low_bits - from) : bits >> (from - L::low_bits);
-        integer |= bits & 0x00010001u * ((1 << high_bits) - 1) << (at + L::low_bits);
+    // Integers of 4 to 6 bits with 1024 in front, times 2^at.
+    int at = 4 * (q & 1);
+    u32 integer;
+    if constexpr (L::code_bits == 4) {
+        const u32 word = raw.code[2 * row + (q >> 2)];
+        integer = and_or(q & 2 ? word >> 8 : word, 0x000F000Fu << at, HALF2_1024);
+    } else {
+        constexpr int bits = L::code_bits;
+        const u32 low = raw.code[2 * row], next = raw.code[2 * row + 1];
+        const u32 high = bits == 6 ? raw.high[row] : __byte_perm(raw.high[0], 0, row ? 0x4342 : 0x4140);
+        if (q < num_whole_codes<bits>()) {
+            const CodePlace place = whole_code_at<bits>(q);
+            at = place.from;
+            const u32 word = place.word == 0 ? low : place.word == 1 ? next : high;
+            integer = and_or(word >> place.shift, 0x00010001u * ((1 << bits) - 1) << at, HALF2_1024);
+        } else if (bits == 6) {
+            at = 4;
+            integer = and_or(q == 6 ? low : next, 0x03C003C0u, HALF2_1024);
+            integer |= high >> (2 * q - 10) & 0x00300030u;
+        } else {
+            at = 5;
+            integer = and_or(high, 0x00E000E0u, HALF2_1024);
+            integer |= low >> 7 & 0x01000100u;
+            integer |= next >> 6 & 0x02000200u;
+        }
     }
     u32 value;
     if (at == 0) value = integers_of<0, L::zero>(integer);
-    if (at == 2) value = integers_of<2, L::zero>(integer);
+    if (at == 3) value = integers_of<3, L::zero>(integer);
     if (at == 4) value = integers_of<4, L::zero>(integer);
-    if (at == 6) value = integers_of<6, L::zero>(integer);
+    if (at == 5) value = integers_of<5, L::zero>(integer);
     if constexpr (Scales<F>::has_min)
         return half2_fma(value, scale, scales.low[row][Scales<F>::groups == 4 ? q >> 1 : q >> 2]);
     else

@@ -94,8 +94,7 @@ DEVICE void store_points(u8* codes, u8* signs, int lane, int half, const u8* blo
 #pragma unroll
     for (int q = 0; q < 8; q++)
 #pragma unroll
-        for (int e = 0; e < 2; e++)
-            bits |= (signs_of<F>(block, first / 8 + q) >> (2 * t + e) & 1) << (high_place<F>(q) + 8 * e);
+        for (int e = 0; e < 2; e++) bits |= (signs_of<F>(block, first / 8 + q) >> (2 * t + e) & 1) << (q + 8 * e);
     *(u16*)(signs + lane * 4 + half * 2) = (u16)bits;
 }
 
@@ -110,7 +109,7 @@ DEVICE int code_word_at(int word, int lane) {
 template <int F>
 DEVICE void store_codes(u8* codes, u8* high, int lane, int half, const u32 (&code)[8][2]) {
     using L = Layout<F>;
-    u32 words[16] = {0};
+    u32 words[16] = {0}, row_words[3] = {0};
     u32 bits = 0;
 #pragma unroll
     for (int q = 0; q < 8; q++)
@@ -124,10 +123,14 @@ DEVICE void store_codes(u8* codes, u8* high, int lane, int half, const u32 (&cod
                 place_three_bits(words[0], bits, c, q, e);
                 continue;
             }
+            if constexpr (L::code_bits == 5 || L::code_bits == 6) {
+                place_code<L::code_bits>(row_words, c, q, e);
+                continue;
+            }
             if constexpr (L::code_bits < 8) words[low_word<F>(q)] |= place_low<F>(c, q, e);
-            if constexpr (L::high_bytes == 128) bits |= (c >> L::low_bits) << (high_place<F>(q) + 8 * e);
-            if constexpr (L::high_bytes == 256) bits |= (c >> L::low_bits) << (high_place<F>(q) + 16 * e);
         }
+    if constexpr (L::code_bits == 5 || L::code_bits == 6)
+        words[0] = row_words[0], words[1] = row_words[1], bits = row_words[2];
     constexpr int num_words = L::code_words / 2;  // of one row
 #pragma unroll
     for (int w = 0; w < num_words; w++) {
@@ -267,7 +270,7 @@ DEVICE float grid_element(const u8* unit, int sub, int lane, int half, int q, in
     const u32 nibble = scales[q >> 2] >> 4 * (q >> 1 & 1) & 15;
     const float d = from_half(((const u16*)(unit + L::super_at))[g * 2 + half]);
     const float number = G::magnitude(index, column % G::point_bytes) * (1.0f / G::unit) * (d * (2 * nibble + 1));
-    return signs >> (high_place<F>(q) + 8 * e) & 1 ? -number : number;
+    return signs >> (q + 8 * e) & 1 ? -number : number;
 }
 
 // Rounded as ggml's dequantize_row_*: products and differences in float32, one after the other.
@@ -292,12 +295,13 @@ DEVICE float packed_element(const u8* matrix, int row, int k, int num_units) {
         code = three_bits_of(word(half), *(const u16*)(highs + lane * 4 + half * 2), q, e);
     else if constexpr (L::code_bits == 8)
         code = word(4 * half + (q >> 1)) >> (16 * (q & 1) + 8 * e) & 255;
-    else
+    else if constexpr (L::code_bits == 5 || L::code_bits == 6) {
+        const u32 high =
+            L::code_bits == 5 ? *(const u16*)(highs + lane * 4 + half * 2) : *(const u32*)(highs + lane * 8 + half * 4);
+        const u32 words[3] = {word(2 * half), word(2 * half + 1), high};
+        code = code_of_words<L::code_bits>(words, q, e);
+    } else
         code = low_of<F>(word(L::code_words / 2 * half + low_word<F>(q)), q, e);
-    if constexpr (L::code_bits == 5)
-        code |= (*(const u16*)(highs + lane * 4 + half * 2) >> (high_place<F>(q) + 8 * e) & 1) << 4;
-    if constexpr (L::code_bits == 6)
-        code |= (*(const u32*)(highs + lane * 8 + half * 4) >> (high_place<F>(q) + 16 * e) & 3) << 4;
     const float number = number_of<F>(code);
     if constexpr (L::scaling == SCALE) return number * from_half(((const u16*)scales)[g * 4 + at]);
     if constexpr (L::scaling == SCALE_MIN) {
