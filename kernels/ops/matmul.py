@@ -15,6 +15,8 @@ from kernels.ops.copied.copied_slices import multiply_sliced_copy, sliced_shape
 from kernels.ops.copied.copy_value import OVER_ESTIMATE_US
 from kernels.ops.matmul_params import (
     NO_ROUTING,
+    OVERLAPS_PREVIOUS,
+    PICKS_ROWS,
     Epilogue,
     ExpertTiles,
     Product,
@@ -189,16 +191,16 @@ def launch_small_batch(
     """One of the kernels for one to four tokens."""
     matrix = product.matrix
     params = SmallBatchParams(
-        matrix=matrix.params,
-        output=output_params(product),
         x=product.x.pointer,
-        x_rows=pointer_of(product.x_rows),
-        norm=norm_params(product.norm, matrix.width) if product.norm else NO_NORM,
-        routing=routing,
-        num_tokens=product.out.shape[0],
         tiles_at_once=shape.tiles_at_once,
+        flags=OVERLAPS_PREVIOUS * product.overlaps_previous | PICKS_ROWS * (product.x_rows is not None),
+        matrix=matrix.params,
+        x_rows=pointer_of(product.x_rows),
+        output=output_params(product),
+        norm=norm_params(product.norm, matrix.width) if product.norm else NO_NORM,
         ring_at=shape.ring_at,
-        overlaps_previous=product.overlaps_previous,
+        num_tokens=product.out.shape[0],
+        routing=routing,
     )
     threads, shared_bytes = 32 * shape.num_warps, shape.shared_bytes
     context.launch("matmul/matmul", kernel, grid, threads, params, shared_bytes=shared_bytes, FORMAT=matrix.format.name)

@@ -6,7 +6,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from kernels.ops.norm import DeviceNorm, NormParams
-from kernels.runtime.cuda_constants import declare_enum
+from kernels.runtime.cuda_constants import declare_constants, declare_enum
 from kernels.runtime.cuda_struct import CudaStruct, Float32, Int32, Pointer
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.tma import TensorMap, tensor_map
@@ -32,6 +32,8 @@ class Epilogue(IntEnum):
         return self in (Epilogue.SWIGLU, Epilogue.CLAMPED_SWIGLU, Epilogue.GEGLU)
 
 
+OVERLAPS_PREVIOUS, PICKS_ROWS = 1, 2  # flags of `SmallBatchParams`
+declare_constants("matmul/matmul_weights.cuh", OVERLAPS_PREVIOUS=OVERLAPS_PREVIOUS, PICKS_ROWS=PICKS_ROWS)
 declare_enum("matmul/matmul_epilogue.cuh", "EpilogueKind", [*(kind.name for kind in Epilogue), "NUM_EPILOGUES"])
 
 
@@ -100,16 +102,16 @@ class RoutingParams(CudaStruct, source="matmul/matmul"):
 class SmallBatchParams(CudaStruct, source="matmul/matmul"):
     """What matmul_gemv* and matmul_small_batch are given."""
 
-    matrix: MatrixParams
-    output: OutputParams
     x: Pointer  # [num_x_rows, width] float16; matmul_gemv_normed: float32
-    x_rows: Pointer  # [num_tokens] int32: which row of x; null: in order
-    norm: NormParams  # matmul_gemv_normed
-    routing: RoutingParams  # matmul_gemv_routed
-    num_tokens: Int32
     tiles_at_once: Int32  # of a block
+    flags: Int32
+    matrix: MatrixParams
+    x_rows: Pointer  # [num_tokens] int32: which row of x, if it `PICKS_ROWS`; else null: in order
+    output: OutputParams
+    norm: NormParams  # matmul_gemv_normed
     ring_at: Int32  # where in shared memory weights are
-    overlaps_previous: Int32
+    num_tokens: Int32
+    routing: RoutingParams  # matmul_gemv_routed
 
 
 class TiledParams(CudaStruct, source="matmul/matmul"):

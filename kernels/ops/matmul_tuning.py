@@ -13,7 +13,6 @@ from kernels.weights.formats import FORMATS, UNIT_ROWS, Format
 from kernels.weights.packed import PackedMatrix, Projection
 
 MAX_SMALL_BATCH = 4  # tokens up to which x is kept in shared memory whole: more take less time in tiles
-MAX_BLOCK_WARPS = 20  # of a block of matmul_gemv* or matmul_small_batch
 MAX_SUMMED_WARPS = 24  # of a block of matmul_gemv_summed
 STREAMED_SCALE_BYTES = 1280  # of a warp that streams weights: scales of 256 columns
 MAX_NORMED_WIDTH = 4096  # of a row that every block of matmul_gemv_normed norms for itself
@@ -57,7 +56,7 @@ def small_batch_shape(
     partitions = matrix.num_partitions
     sms = max(1, gpu.num_sms // num_products)
     tiles = -(-matrix.num_tiles // sms)
-    rounds = -(-tiles // max(1, MAX_BLOCK_WARPS // partitions))
+    rounds = -(-tiles // max(1, matrix.format.block_warps // partitions))
     for at_once in range(-(-tiles // rounds), 0, -1):
         num_warps = at_once * partitions
         if num_tokens == 1:
@@ -266,7 +265,7 @@ def ring_bytes(gpu: GpuSpec, format_: Format, size: int) -> int:
     return (_hopper_ring if gpu.has_wgmma else _portable_ring)(format_, size).num_bytes
 
 
-declare_constants("matmul/matmul_weights.cuh", MAX_BLOCK_WARPS=MAX_BLOCK_WARPS, MAX_NORMED_WIDTH=MAX_NORMED_WIDTH)
+declare_constants("matmul/matmul_weights.cuh", MAX_NORMED_WIDTH=MAX_NORMED_WIDTH)
 declare_constants("matmul/matmul_streamed.cuh", STREAMED_SCALE_BYTES=STREAMED_SCALE_BYTES)
 declare_constants("matmul/matmul_gemv_summed.cuh", MAX_SUMMED_WARPS=MAX_SUMMED_WARPS)
 declare_constants("matmul/matmul_tiled.cuh", SUMMING_TOKENS=MOST_SUMMED)

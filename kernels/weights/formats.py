@@ -96,12 +96,34 @@ class Format:
     @cached_property
     def takes_many_instructions(self) -> bool:
         """Whether unpacking, not memory, bounds how fast a warp goes on."""
-        return self.codes in (Codes.NON_LINEAR, Codes.GRID) and not self.is_streamed
+        return self.codes in (Codes.NON_LINEAR, Codes.GRID) and not self.is_k
+
+    @cached_property
+    def is_k(self) -> bool:
+        """Whether codes and scales lie in units of 256 columns."""
+        return self.unit_chunks > 1 and self.grid is None
 
     @cached_property
     def is_streamed(self) -> bool:
         """Whether lanes load one token's weights straight into registers: `matmul_streamed.cuh`."""
-        return self.unit_chunks > 1 and self.grid is None
+        return self.is_scaled and self.grid is None
+
+    @cached_property
+    def streamed_chunks(self) -> int:
+        """Chunks that a lane loads together: those of a unit, or of as many units as take few registers."""
+        return max(self.unit_chunks, 2 if self.code_bits == 8 else 4)
+
+    @cached_property
+    def streamed_places(self) -> int:
+        """How many such groups it has registers for."""
+        of_rows = self.scaling.scale_bytes + self.scaling.super_bytes  # each lane has those of one chunk
+        lane_words = self.streamed_chunks * (self.code_bytes + self.high_bytes) // 128 + of_rows // 32
+        return 2 if lane_words <= 17 else 1
+
+    @cached_property
+    def block_warps(self) -> int:
+        """Warps of a block of matmul_gemv* or matmul_small_batch: as many as have the registers that they need."""
+        return 24 if self.is_streamed and self.streamed_chunks == 2 else 20
 
     @cached_property
     def low_bits(self) -> int:
@@ -237,6 +259,9 @@ def _traits(format_: Format) -> dict[str, int | Enum]:
         "scaling": format_.scaling,
         "has_row_base": format_.has_row_base,
         "is_streamed": format_.is_streamed,
+        "block_warps": format_.block_warps,
+        "streamed_chunks": format_.streamed_chunks,
+        "streamed_places": format_.streamed_places,
         "chunks": format_.unit_chunks,
         "code_bytes": format_.code_bytes,
         "high_bytes": format_.high_bytes,

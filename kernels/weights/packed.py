@@ -33,6 +33,7 @@ declare_constants("matmul/matmul_weights.cuh", READY_CHUNKS=READY_CHUNKS)
 class MatrixParams(CudaStruct, source="repack/repack"):
     """A packed matrix, as every kernel that has one is given it."""
 
+    packed: Pointer  # [num_experts, expert_bytes] uint8
     num_partitions: Int32
     partition_reciprocal: UInt32
     num_rows: Int32
@@ -40,7 +41,6 @@ class MatrixParams(CudaStruct, source="repack/repack"):
     num_chunks: Int32
     num_units: Int32
     expert_bytes: Int64
-    packed: Pointer  # [num_experts, expert_bytes] uint8
     base: Pointer  # [num_experts, num_rows] int32: largest exponent of each row, of a format with `has_row_base`
     bias: Pointer  # [num_experts, num_rows] float32; may be null
 

@@ -239,11 +239,13 @@ DEVICE void load_streaming_if(bool wanted, u32* to, const u8* from) {
                      : "l"(from), "r"((u32)wanted));
 }
 
-DEVICE int load_relaxed(const int* from) {  // what another kernel may be writing
+// What another kernel may be writing, or what is not to come from this SM's L1 cache.
+DEVICE int load_relaxed(const int* from) {
     int value;
     asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
     return value;
 }
+DEVICE float load_relaxed(const float* from) { return __int_as_float(load_relaxed((const int*)from)); }
 
 // ---- programmatic dependent launch (Hopper and later; elsewhere kernels simply follow each other).
 // Every kernel calls `wait_for_previous` before it reads or writes what the previous kernel writes, or writes what that

@@ -29,9 +29,10 @@ struct Layout : FormatTraits<F> {
     static_assert(T::unit_bytes == super_at + T::super_bytes, "planes: codes, high bits, scales; super-scales");
 };
 
-// One matrix [num_rows, width], or as many as there are experts, and how a product on it is cut. The order of the
-// fields is one with which matmul_gemv_normed needs few registers.
+// One matrix [num_rows, width], or as many as there are experts, and how a product on it is cut. First comes what
+// weights are asked for with: see `SmallBatchParams`.
 struct MatrixParams {
+    u8* packed;  // [num_experts, expert_bytes]
     int num_partitions;
     u32 partition_reciprocal;  // ceil(2^RECIPROCAL_BITS / num_partitions): dividing takes many instructions
     int num_rows;              // outputs
@@ -39,7 +40,6 @@ struct MatrixParams {
     int num_chunks;            // of 64 columns, the last one padded with zeros
     int num_units;             // of k
     i64 expert_bytes;
-    u8* packed;         // [num_experts, expert_bytes]
     int* base;          // [num_experts, num_rows] `has_row_base`: largest exponent of each row
     const float* bias;  // [num_experts, num_rows], in the order of the packed rows; may be null
 };

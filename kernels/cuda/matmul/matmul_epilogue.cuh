@@ -27,10 +27,6 @@ struct OutputRow {
             factor = __uint_as_float(exponent ? (u32)exponent << 23 : 0x00400000u);  // 2^(exponent - 127)
         }
     }
-    DEVICE void compute_now() {
-        ::compute_now(bias);
-        if constexpr (Layout<FORMAT>::has_row_base) ::compute_now(factor);
-    }
     DEVICE float of(float sum) const {
         if constexpr (Layout<FORMAT>::has_row_base) sum *= factor;
         return __fadd_rn(sum, bias);
@@ -98,6 +94,7 @@ struct Destination {
     float residual = NO_RESIDUAL;  // where one is added it is to be loaded, once the kernels before are done
     bool exists;
 
+    DEVICE explicit Destination(const OutputParams& output) : epilogue(output), to(nullptr), exists(false) {}
     DEVICE Destination(const OutputParams& output, i64 token, int row, bool exists)
         : epilogue(output), to(epilogue.address(epilogue.index(token, row))), exists(exists) {}
     DEVICE void load_residual() {

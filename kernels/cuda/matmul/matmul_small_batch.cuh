@@ -33,7 +33,8 @@ KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS) matmul_small_batch(const __grid_c
     __syncthreads();
 
     // ldmatrix: lane l addresses row l % 8 of matrix l / 8. Columns of the product that are no tokens repeat the last.
-    const u32 x_address = shared_address(shared) + min(lane & 7, p.num_tokens - 1) * stride + (lane >> 3) * 16;
+    const u32 x_address =
+        shared_address(shared) + weights.x_at() + min(lane & 7, p.num_tokens - 1) * stride + (lane >> 3) * 16;
     float* sums = (float*)(shared + p.num_tokens * stride);  // [2][warps][16 rows][columns]
     // All warps of a block go through their tiles in step, and so come to the barrier of the partitions equally often.
     int next_tile = place.block_tile + place.tile_step;
@@ -70,5 +71,5 @@ KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS) matmul_small_batch(const __grid_c
         output = output_at(lane);
         if (finishes) output.destination.load_residual();
     }
-    if (p.overlaps_previous) wait_for_previous();
+    if (p.overlaps_previous()) wait_for_previous();
 }

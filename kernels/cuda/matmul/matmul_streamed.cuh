@@ -1,7 +1,7 @@
-// One token's weights in a K format: no ring in shared memory, but each lane loads the words that it unpacks into
-// registers, those of a chunk as soon as the same chunk of the unit before is unpacked. That takes fewer instructions,
-// which are what bounds these products. So does finding the scales of a unit but once: of the four lanes that share two
-// rows each finds those of one chunk, and the others read them in shared memory.
+// One token's weights in a format with scales, but for points of a grid: no ring in shared memory, but each lane loads
+// the words that it unpacks into registers. That takes fewer instructions, which are what bounds these products. So
+// does finding scales but once: of the four lanes that share two rows each finds those of one chunk of a group, and the
+// others read them in shared memory.
 #pragma once
 #include "matmul_weights.cuh"
 
@@ -32,46 +32,61 @@ struct SharedScales {
     }
 };
 
-// One warp's partition of its tiles, one tile after the other, as `Weights` has it.
+// One warp's partition of its tiles, one tile after the other, as `Weights` has it. The compiler counts all loads of a
+// loop together, and so a group waits for those asked for last. Where registers suffice a group of chunks has two
+// places, and one is loaded when the other's turn begins; else the words of a chunk are, when those before are
+// unpacked.
+template <int PLACES>
 class StreamedWeights {
     using L = Layout<FORMAT>;
     static constexpr int CODE_BYTES = L::code_planes ? 16 : 4 * L::rest_words;  // of a lane in the first plane
+    // Chunks that are loaded together: a unit, or several of one chunk, of which a partition's last may be missing.
+    static constexpr int CHUNKS = L::streamed_chunks, UNITS = CHUNKS / L::chunks;
+    static constexpr int CHUNK_STEP = UNITS > 1 ? 4 * L::unit_bytes : L::code_bytes;
+    static constexpr int HIGH_STEP = UNITS > 1 ? CHUNK_STEP : L::high_bytes;
+    static constexpr int SCALE_STEP = UNITS > 1 ? CHUNK_STEP : L::scale_bytes;
 
-    struct Unit {
-        Raw<FORMAT> raw[4];  // the codes of its chunks; in the first one the scales of chunk `lane % 4`
+    struct Group {
+        Raw<FORMAT> raw[CHUNKS];  // the codes of its chunks; in the first one the scales of chunk `lane % CHUNKS`
     };
-    static constexpr int DEPTH = L::unit_bytes < 1536 ? 2 : 1;  // small ones: more must be under way
-
-    Unit ahead[DEPTH];                            // units that are loaded
+    Group ahead[PLACES];                          // groups that are loaded
     const u8* next_unit;                          // the lane's codes of the unit that is loaded next
     u32 high_offset, scale_offset, super_offset;  // from there
     int next_units;                               // units left to load in its tile
     int next_tile, tile_step, num_tiles;
     int first_unit, num_units;
-    int lane = threadIdx.x % 32;
+    int lane = threadIdx.x % 32, own = lane % CHUNKS;  // the chunk whose scales it finds
     SharedScales scales;
 
     DEVICE void load_codes(Raw<FORMAT>& raw, int sub, bool wanted) {
-        const u8* from = next_unit + sub * L::code_bytes;
+        const u8* from = next_unit + sub * CHUNK_STEP;
+        if (UNITS > 1 && sub > 0) wanted = wanted && sub < next_units;
 #pragma unroll
         for (int plane = 0; plane < L::code_planes; plane++)
             load_streaming_if<4>(wanted, raw.code + 4 * plane, from + plane * L::code_owners * 16);
         if constexpr (L::rest_words)
             load_streaming_if<L::rest_words>(wanted, raw.code + 4 * L::code_planes, from + L::rest_at);
         if constexpr (L::high_bytes)
-            load_streaming_if<L::high_bytes / 128>(wanted, raw.high, next_unit + high_offset + sub * L::high_bytes);
+            load_streaming_if<L::high_bytes / 128>(wanted, raw.high, next_unit + high_offset + sub * HIGH_STEP);
+    }
+    DEVICE void load(Group& group, bool wanted) {
+        load_scales(group.raw[0], wanted);
+#pragma unroll
+        for (int sub = 0; sub < CHUNKS; sub++) load_codes(group.raw[sub], sub, wanted);
     }
     DEVICE void load_scales(Raw<FORMAT>& raw, bool wanted) {
+        if (UNITS > 1) wanted = wanted && own < next_units;
         load_streaming_if<L::scale_bytes / 32>(wanted, raw.scale, next_unit + scale_offset);
-        load_streaming_if<L::super_bytes / 32>(wanted, raw.super, next_unit + super_offset);
+        if constexpr (L::super_bytes > 0)
+            load_streaming_if<L::super_bytes / 32>(wanted, raw.super, next_unit + super_offset);
     }
     DEVICE void begin_tile(const MatrixParams& matrix, const u8* packed) {
         next_unit =
             unit_address<FORMAT>(packed, next_tile, first_unit * L::chunks, matrix.num_units) + lane * CODE_BYTES;
     }
     DEVICE void advance(const MatrixParams& matrix, const u8* packed) {
-        next_unit += 4 * L::unit_bytes;
-        next_units--;
+        next_unit += UNITS * 4 * L::unit_bytes;
+        next_units -= UNITS;
 #pragma unroll 1
         while (next_units <= 0) {  // once; an `if` would become a row of predicated instructions
             next_tile += tile_step, next_units = num_units;
@@ -90,72 +105,80 @@ class StreamedWeights {
         compute_now(lane);
         scales.rows = scales_of_warps + threadIdx.x / 32 * STREAMED_SCALE_BYTES + (lane >> 2) * SharedScales::row_bytes;
         high_offset = L::high_at + lane * (L::high_bytes / 32 - CODE_BYTES);
-        scale_offset =
-            L::scale_at + (lane & 3) * L::scale_bytes + (lane >> 2) * (L::scale_bytes / 8) - lane * CODE_BYTES;
+        scale_offset = L::scale_at + own * SCALE_STEP + (lane >> 2) * (L::scale_bytes / 8) - lane * CODE_BYTES;
         super_offset = L::super_at + (lane >> 2) * (L::super_bytes / 8) - lane * CODE_BYTES;
         compute_now(scale_offset), compute_now(super_offset);
         next_units = num_units;
         begin_tile(matrix, packed);
-#pragma unroll
-        for (int i = 0; i < DEPTH; i++) {
-            const bool wanted = next_tile < num_tiles;
-            load_scales(ahead[i].raw[0], wanted);
-#pragma unroll
-            for (int sub = 0; sub < 4; sub++) load_codes(ahead[i].raw[sub], sub, wanted);
-            advance(matrix, packed);
-        }
-        compute_now(scales.rows);
+        load(ahead[0], next_tile < num_tiles);
     }
 
+    // What is loaded then: to be called once.
+    DEVICE void begin(const MatrixParams& matrix, const u8* packed) {
+        advance(matrix, packed);
+        compute_now(scales.rows);
+    }
     DEVICE void make_ready(const RowBase&, bool) {}  // the first unit is in registers
 
+    // Where in a row of x its partition begins.
+    DEVICE u32 x_at() const { return first_unit * (L::chunks * 128); }
     // acc += the warp's partition of its next tile times x, whose rows begin at `x`.
     DEVICE void multiply(const MatrixParams& matrix, const u8* packed, float (&acc)[4], const RowBase& base, u32 x,
                          bool /*is_last*/) {
-        x += first_unit * (L::chunks * 128);
 #pragma unroll 1
-        for (int left = num_units; left > 0; left -= DEPTH) {
+        for (int left = num_units; left > 0; left -= PLACES * UNITS) {
 #pragma unroll
-            for (int i = 0; i < DEPTH; i++) {
-                if (i >= left) break;
-                multiply_unit(ahead[i], matrix, packed, acc, base, x);
-                x += L::chunks * 128;
+            for (int i = 0; i < PLACES; i++) {
+                if (i * UNITS >= left) break;
+                multiply_group(ahead[i], ahead[PLACES - 1 - i], matrix, packed, acc, base, x, left - i * UNITS);
+                x += CHUNKS * 128;
             }
         }
-        if (DEPTH == 2 && num_units % 2) {  // the next tile's first unit is in the second place
-            const Unit first = ahead[0];
-            ahead[0] = ahead[DEPTH - 1], ahead[DEPTH - 1] = first;
-        }
+        if (PLACES == 2 && (num_units + UNITS - 1) / UNITS % 2) ahead[0] = ahead[PLACES - 1];  // the next tile's first
     }
 
    private:
-    DEVICE void multiply_unit(Unit& unit, const MatrixParams& matrix, const u8* packed, float (&acc)[4],
-                              const RowBase& base, u32 x) {
+    // Of the group the first `left` units.
+    DEVICE void multiply_group(Group& group, Group& other, const MatrixParams& matrix, const u8* packed,
+                               float (&acc)[4], const RowBase& base, u32 x, int left) {
         const bool wanted = next_tile < num_tiles;
         u32 word[SharedScales::num_words];
-        Scales<FORMAT>::find(unit.raw[0], base, word);
-        load_scales(unit.raw[0], wanted);
+        Scales<FORMAT>::find(group.raw[0], base, word);
+        if (PLACES == 1) load_scales(group.raw[0], wanted);
         __syncwarp();  // all have read those of the unit before
-        scales.store(lane & 3, word);
+        scales.store(own, word);
         __syncwarp();
+        if (PLACES == 2) load(other, wanted), advance(matrix, packed);  // now: the compiler has waited for this group
+        if (UNITS == 1 || left >= UNITS) {
 #pragma unroll
-        for (int sub = 0; sub < 4; sub++) {
-            scales.load(sub, word);
-            Fragments fragments;
-            fragments.unpack(unit.raw[sub], Scales<FORMAT>(word));
-            load_codes(unit.raw[sub], sub, wanted);
-            fragments.multiply(acc, x + sub * 128);
+            for (int sub = 0; sub < CHUNKS; sub++) multiply_chunk(group.raw[sub], sub, acc, x, wanted);
+        } else {
+#pragma unroll
+            for (int sub = 0; sub < CHUNKS - 1; sub++) {
+                if (sub < left)
+                    multiply_chunk(group.raw[sub], sub, acc, x, wanted);
+                else if (PLACES == 1)
+                    load_codes(group.raw[sub], sub, wanted);
+            }
+            if (PLACES == 1) load_codes(group.raw[CHUNKS - 1], CHUNKS - 1, wanted);
         }
-        advance(matrix, packed);
+        if (PLACES == 1) advance(matrix, packed);
+    }
+    DEVICE void multiply_chunk(Raw<FORMAT>& raw, int sub, float (&acc)[4], u32 x, bool wanted) {
+        u32 word[SharedScales::num_words];
+        scales.load(sub, word);
+        Fragments fragments;
+        fragments.unpack(raw, Scales<FORMAT>(word));
+        if (PLACES == 1) load_codes(raw, sub, wanted);
+        fragments.multiply(acc, x + sub * 128);
     }
 };
 
-template <bool>
+template <bool, int PLACES>
 struct OneTokenWeights {
     using type = Weights;
 };
-template <>
-struct OneTokenWeights<true> {
-    using type = StreamedWeights;
+template <int PLACES>
+struct OneTokenWeights<true, PLACES> {
+    using type = StreamedWeights<PLACES>;
 };
-using GemvWeights = OneTokenWeights<STREAMED>::type;

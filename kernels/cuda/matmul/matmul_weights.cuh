@@ -18,22 +18,26 @@ struct RoutingParams {
     int is_first;       // the product comes after the router; else after another product
 };
 
-// The parameters of matmul_gemv* and matmul_small_batch.
+// The parameters of matmul_gemv* and matmul_small_batch. They come from memory in lines of 64 bytes, one after the
+// other, the first of which holds 48: what weights and x are asked for with, up to `num_units`.
 struct SmallBatchParams {
+    const void* x;      // [num_x_rows, width] float16; matmul_gemv_normed: float32
+    int tiles_at_once;  // of a block
+    int flags;          // OVERLAPS_PREVIOUS: what it reads was there before the previous kernel began; PICKS_ROWS
     MatrixParams matrix;
+    const int* x_rows;  // [num_tokens] which row of x, if it PICKS_ROWS; else null: in order
     OutputParams output;
-    const void* x;          // [num_x_rows, width] float16; matmul_gemv_normed: float32
-    const int* x_rows;      // [num_tokens] which row of x; null: in order
-    NormParams norm;        // matmul_gemv_normed
-    RoutingParams routing;  // matmul_gemv_routed
+    NormParams norm;  // matmul_gemv_normed
+    int ring_at;      // where in shared memory weights are
     int num_tokens;
-    int tiles_at_once;      // of a block
-    int ring_at;            // where in shared memory weights are
-    int overlaps_previous;  // what it reads was there before the previous kernel began
+    RoutingParams routing;  // matmul_gemv_routed
+
+    DEVICE bool overlaps_previous() const { return flags & OVERLAPS_PREVIOUS; }
 };
 
 extern __shared__ __align__(16) u8 shared[];
 
+constexpr int MAX_BLOCK_WARPS = Layout<FORMAT>::block_warps;
 constexpr bool STREAMED = Layout<FORMAT>::is_streamed;  // one token's weights: matmul_streamed.cuh
 
 // x was there before the previous kernel began: see `acquire`.
@@ -43,7 +47,7 @@ DEVICE void begin_overlapped() {
 }
 // Waits until the previous kernel is done, if it writes x.
 DEVICE void wait_for_x(const SmallBatchParams& p) {
-    if (p.overlaps_previous)
+    if (p.overlaps_previous())
         begin_overlapped();
     else
         wait_for_previous();
@@ -164,6 +168,7 @@ class Weights {
         for (u32 to = ring; to < ring + STAGES * STAGE_BYTES; to += STAGE_BYTES) advance(matrix, packed, to);
     }
 
+    DEVICE void begin(const MatrixParams&, const u8*) {}  // the ring is under way
     // Unpacks the first tile's first chunks, if there is one: to be done while there is no x yet.
     DEVICE void make_ready(const RowBase& base, bool has_tile) {
         wait_for_group();
@@ -174,10 +179,11 @@ class Weights {
             if (i < num_ready) ready[i].load(stage + i / L::chunks * L::unit_bytes, i % L::chunks, base);
     }
 
+    // Where in a row of x its partition begins.
+    DEVICE u32 x_at() const { return first_unit * (L::chunks * 128); }
     // acc += the warp's partition of its next tile, or its last, times x, whose rows begin at `x`.
     DEVICE void multiply(const MatrixParams& matrix, const u8* packed, float (&acc)[4], const RowBase& base, u32 x,
                          bool is_last) {
-        x += first_unit * (L::chunks * 128);
 #pragma unroll
         for (int i = 0; i < READY; i++)
             if (i < num_ready) ready[i].multiply(acc, x + i * 128);

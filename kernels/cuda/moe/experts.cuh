@@ -80,8 +80,9 @@ DEVICE int expert_without_equals(const float* logits, int num_experts, int rank)
 // The expert that comes at place `rank` of `logits` [num_experts]. All lanes of a warp call it; all get the answer.
 DEVICE int expert_of_rank(const float* logits, int num_experts, int rank) {
     if (num_experts <= 256) {
-        const int expert = num_experts <= 128 ? expert_without_equals<4>(logits, num_experts, rank)
-                                              : expert_without_equals<8>(logits, num_experts, rank);
+        const int expert = num_experts <= 32    ? expert_without_equals<1>(logits, num_experts, rank)
+                           : num_experts <= 128 ? expert_without_equals<4>(logits, num_experts, rank)
+                                                : expert_without_equals<8>(logits, num_experts, rank);
         if (expert >= 0) return expert;
     }
     Ranking ranking(logits, num_experts);

@@ -124,13 +124,12 @@ class NormRow {
         for_columns(p.width,
                     [&](int, int column) { copy_words<16>(shared_address(weights + column), p.weight + column); });
     }
-    DEVICE void load(const NormParams& p, const float* row) {
-        for_columns(p.width, [&](int quad, int column) { values[quad] = *(const float4*)(row + column); });
+    DEVICE void load(const float* row, int width) {
+        for_columns(width, [&](int quad, int column) { values[quad] = *(const float4*)(row + column); });
     }
-    // All threads of the block call it: gives store(column, four values) the normed row. `shared`: float
+    // What the row is multiplied by, once its mean is taken from it. All threads of the block call it. `shared`: float
     // [2][NORM_PARTITIONS].
-    template <typename Store>
-    DEVICE void normalise(const NormParams& p, const float* weights, float* shared, Store store) {
+    DEVICE float centre(const NormParams& p, float* shared) {
         float shift = 0.0f;
         if (p.bias) {
             float sum = 0.0f;
@@ -147,7 +146,11 @@ class NormRow {
             squares = add_squares(squares, values[quad]);
         });
         put_partition(shared, squares);
-        const float factor = norm_factor(p, row_sum(shared));
+        return norm_factor(p, row_sum(shared));
+    }
+    // Gives store(column, four values) the normed row.
+    template <typename Store>
+    DEVICE void scale(const NormParams& p, const float* weights, float factor, Store store) const {
         for_columns(p.width, [&](int quad, int column) {
             store(column, scale_quad(p, *(const float4*)(weights + column), column, values[quad], factor));
         });

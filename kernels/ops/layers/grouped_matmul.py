@@ -88,7 +88,7 @@ def sizes_of(format_: Format, num_partitions: int) -> dict[int, GroupedSize]:
     """By the tokens of a tile, the kernels for such weights."""
     if format_.has_exponents:
         return _MXFP4_SIZES if num_partitions == 1 else _MXFP4_SUMMED_SIZES
-    return _K_SIZES if format_.is_streamed else {}
+    return _K_SIZES if format_.is_k else {}
 
 
 def _has_partitions(format_: Format, num_partitions: int) -> int:

@@ -148,7 +148,7 @@ def _can_stay(gpu: GpuSpec, product: Product, tiles: ExpertTiles) -> bool:
     return (
         gpu.has_wgmma
         and tiles.size in STAYING_SIZES
-        and product.matrix.format.is_streamed
+        and product.matrix.format.is_k
         and product.epilogue in (Epilogue.SWIGLU, Epilogue.GEGLU, Epilogue.STORE_FLOAT)
         and not any(number % alignment for number in (product.column, product.out.shape[1]))
         and product.matrix.num_rows % 16 == 0

@@ -13,7 +13,6 @@ import kernels.kernel_variants  # noqa: F401 - that declares the structs of ever
 from kernels.ops.matmul import linear, norm_linear
 from kernels.ops.matmul_tuning import (
     LARGEST_SIZE,
-    MAX_BLOCK_WARPS,
     SHAPES_APART,
     SUMMING_SIZES,
     ring_bytes,
@@ -57,7 +56,7 @@ def test_a_single_tokens_blocks_have_an_sm_each_and_whole_tiles(gpu: GpuSpec, na
             _, kernel, grid, threads, _, rest = launches.pop()
             assert kernel == "matmul_gemv" and not launches
             assert grid[0] <= gpu.num_sms
-            assert threads // 32 <= MAX_BLOCK_WARPS
+            assert threads // 32 <= weights.format.block_warps
             assert threads // 32 % weights.num_partitions == 0
             assert rest["shared_bytes"] + weights.format.grid_bytes <= gpu.shared_bytes
             assert 2 * (rest["shared_bytes"] + 1024) > gpu.shared_bytes + 1024, "no room for a second one"
@@ -132,7 +131,7 @@ def test_partitions_are_whole_units_and_none_is_empty() -> None:
         for num_rows in (16, 896, 3072, 16384):
             for num_experts in (1, 32):
                 weights = replace(matrix(name, num_rows, width), num_experts=num_experts)
-                assert 1 <= weights.num_partitions <= min(MAX_BLOCK_WARPS, weights.num_units)
+                assert 1 <= weights.num_partitions <= min(weights.format.block_warps, weights.num_units)
 
 
 def experts(name: str, width: int = 2880) -> PackedMatrix:
