@@ -8,9 +8,10 @@ step are a cohort (`worker.engine.cohort`): a plan looks at those of it that may
 
 Sequences are ranked by ``arrival step + AGEING_STEPS * priority`` and then by arrival. The rank never changes, and
 whoever arrives late enough ranks behind, however urgent: so nobody starves. A sequence is admitted when the pool has
-blocks for all the tokens that it has; when a decode finds no block, the last in rank gives up all its blocks, waits
-again and is computed anew (from the prefix cache, as far as its blocks are still there). The first in rank never gives
-way, and every request fits the pool on its own: so each step brings somebody closer to the end.
+blocks for all the tokens that it has, and for what all that run will draw soon; when a decode finds no block, the last
+in rank gives up all its blocks, waits again and is computed anew (from the prefix cache, as far as its blocks are still
+there). The first in rank is never preempted, and every request fits the pool on its own: so each step brings somebody
+closer to the end.
 
 The scheduler runs ahead of the draws: a step may be planned while another one runs whose tokens are still unknown,
 because what it needs to know of a token is that there will be one. Where it needs more, it waits: a sequence with a
@@ -269,11 +270,8 @@ class Scheduler:
             yield sequence
 
     def _start(self, sequence: Sequence) -> bool:
-        """Give a waiting sequence all that its tokens need of the cache; False if it does not fit.
-
-        One block for each running sequence stays in reserve: nobody is preempted within the next block's tokens.
-        """
-        if not self.cache.start(sequence, reserve=len(self.running)):
+        """Give a waiting sequence what its tokens need of the cache; False if it does not fit beside those that run."""
+        if not self.cache.start(sequence, beside=self.running):
             return False
         self.num_prefix_hit_tokens += sequence.num_computed
         sequence.prefix_leader = None

@@ -24,6 +24,15 @@ def no_wait_is_long() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nobody_looks_ahead() -> Iterator[None]:
+    """So that sequences are preempted, of which hardly one would be: engines of tests have outputs of few blocks."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("worker.engine.cache.sequence_cache.LEAST_FORESEEN", 0)
+        monkeypatch.setattr("worker.engine.cache.sequence_cache.OUTPUTS_REMEMBERED", math.inf)
+        yield
+
+
 @pytest.fixture(params=MACHINES)
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
     if request.param == "drawing late":

@@ -74,14 +74,18 @@ class BlockTables:
     def _extend_hashes(self, sequence: Sequence) -> None:
         self._prefix_cache.extend(sequence.block_hashes, sequence.hash_root, sequence.token_ids, sequence.packed_ids)
 
-    def start(self, sequence: Sequence, known: list[int], *, reserve: int) -> bool:
+    def start(self, sequence: Sequence, known: list[int], *, beside: Collection[Sequence], num_foreseen: int) -> bool:
         """Give a waiting sequence all blocks that its tokens need, the ``known`` ones of its prefix first.
 
-        False, and it has none, if fewer than ``reserve`` blocks would stay free.
+        False, and it has none, if what would stay free is not enough for it and those that run ``beside`` it: one block
+        for each of these, and what all will need within ``num_foreseen`` steps as far as they go on until then.
         """
         num_new = self._num_blocks_for(sequence.num_tokens) - len(known)
-        num_free = self.pool.num_free - sum(map(self.pool.is_free, known))
-        if num_new + reserve > num_free:
+        num_free = self.pool.num_free - sum(map(self.pool.is_free, known)) - num_new
+        if num_free < len(beside):
+            return False
+        most = (len(beside) + 1) * self._num_blocks_for(num_foreseen)
+        if beside and num_free < most and num_free < self._blocks_needed([*beside, sequence], num_foreseen):
             return False
         self.pool.retain_all(known)
         if len(sequence.block_hashes) < len(sequence.token_ids) // self.block_tokens:
@@ -92,6 +96,22 @@ class BlockTables:
         sequence.num_computed = min(len(known) * self.block_tokens, sequence.num_tokens - 1)
         self._allocate(sequence, num_new)
         return True
+
+    def _blocks_needed(self, sequences: Collection[Sequence], num_foreseen: int) -> int:
+        """The most that they need besides those of the tokens that they have, at any time within so many steps.
+
+        Each draws a token in each step until it has its longest form; what it holds is then free for the others. It may
+        come out a block too large for each.
+        """
+        left = sorted((min(each.most_tokens - each.num_tokens, num_foreseen), each.num_tokens) for each in sequences)
+        num_drawing, num_tokens = len(left), sum(tokens for _, tokens in left)
+        num_held = sum(self._num_blocks_for(tokens) for _, tokens in left)
+        most = 0
+        for num_steps, tokens in left:  # the need is largest before one of them ends
+            most = max(most, self._num_blocks_for(num_tokens + num_drawing * (num_steps + self.block_tokens - 1)))
+            num_tokens -= tokens
+            num_drawing -= 1
+        return most - num_held
 
     def grow(self, sequence: Sequence) -> bool:
         """Give a running sequence blocks for all its tokens; False if there are too few, of which it then has all."""

@@ -10,6 +10,10 @@ from worker.engine.sequence import Sequence
 
 MOST_PUBLISHED = 32
 """Sequences whose blocks a step makes known, 8 us each: those that begin together fill theirs together."""
+LEAST_FORESEEN = 256
+"""Steps for which all that run have what they need when another one starts, if their outputs may be so long."""
+OUTPUTS_REMEMBERED = 64
+"""Of about so many that ended it is known how long they became: others are expected to become as long."""
 
 
 class SequenceCache:
@@ -22,6 +26,7 @@ class SequenceCache:
             num_blocks=num_blocks, block_tokens=block_tokens, rewrites_blocks=rewrites_blocks and not num_states
         )
         self.state_slots = StateSlots(num_slots=num_states, block_tokens=block_tokens) if num_states else None
+        self._mean_output = 0.0  # tokens
 
     @property
     def num_states(self) -> int:
@@ -37,10 +42,10 @@ class SequenceCache:
         """See `BlockTables.awaits_prefix`. With recurrent layers nobody waits: a prefix needs a snapshot, too."""
         return self.state_slots is None and self.block_tables.awaits_prefix(sequence)
 
-    def start(self, sequence: Sequence, *, reserve: int) -> bool:
+    def start(self, sequence: Sequence, *, beside: Collection[Sequence]) -> bool:
         """Give a waiting sequence all that its tokens need, known prefixes first.
 
-        False, and it has nothing, if fewer than ``reserve`` blocks would stay free, or no state slot is.
+        False, and it has nothing, if no state slot is free, or too few blocks for it and those that run ``beside`` it.
         """
         states = self.state_slots
         if states is not None and not states.pool.num_free:
@@ -49,7 +54,8 @@ class SequenceCache:
         num_known = len(known)
         if states is not None:
             del known[states.match(sequence.block_hashes[:num_known]) :]
-        if not self.block_tables.start(sequence, known, reserve=reserve):
+        num_foreseen = max(LEAST_FORESEEN, round(self._mean_output))
+        if not self.block_tables.start(sequence, known, beside=beside, num_foreseen=num_foreseen):
             return False
         if states is not None:
             states.start(sequence, num_known=num_known)
@@ -71,6 +77,8 @@ class SequenceCache:
 
     def release(self, sequence: Sequence) -> None:
         """Take back all that a running sequence holds: nothing of it is computed any more."""
+        if sequence.finish_reason is not None:
+            self._mean_output += (sequence.num_output - self._mean_output) / OUTPUTS_REMEMBERED
         self.block_tables.release(sequence)
         if self.state_slots is not None:
             self.state_slots.release(sequence)

@@ -1,3 +1,5 @@
+from collections.abc import Collection
+
 import pytest
 
 from worker.contract import Sampling
@@ -15,8 +17,8 @@ def sequence(num_tokens: int) -> Sequence:
     return Sequence("r", 0, Sampling(max_tokens=9), 0, list(range(num_tokens)), num_tokens, 9)
 
 
-def start(tables: BlockTables, each: Sequence, *, reserve: int = 0) -> bool:
-    return tables.start(each, tables.match(each), reserve=reserve)
+def start(tables: BlockTables, each: Sequence, *, beside: Collection[Sequence] = (), num_foreseen: int = 0) -> bool:
+    return tables.start(each, tables.match(each), beside=beside, num_foreseen=num_foreseen)
 
 
 def started(tables: BlockTables, num_tokens: int, *, num_computed: int = 0) -> Sequence:
@@ -35,12 +37,33 @@ def test_a_sequence_that_starts_has_blocks_for_all_its_tokens():
     tables.check_invariants([each])
 
 
-def test_one_that_leaves_too_few_blocks_for_others_does_not_start_and_holds_none():
+def test_one_that_leaves_no_block_for_each_of_the_others_does_not_start_and_holds_none():
     tables = block_tables(num_blocks=4)
-    each = sequence(9)
-    assert not start(tables, each, reserve=2)
+    each, others = sequence(9), [sequence(1), sequence(1)]
+    assert not start(tables, each, beside=others)
     tables.check_invariants([])
-    assert start(tables, each, reserve=1)
+    assert start(tables, each, beside=others[:1])
+
+
+# Of 4 tokens and 9 more each, in blocks of 4: after 8 steps they have 12 tokens, or 3 blocks; after 9 a fourth one.
+@pytest.mark.parametrize(("num_foreseen", "num_blocks"), [(4, 4), (8, 6), (9, 8), (100, 8)])
+def test_one_starts_if_all_that_run_find_their_blocks_for_as_many_steps_as_are_foreseen(
+    num_foreseen: int, num_blocks: int
+):
+    for blocks, starts in ((num_blocks - 1, False), (num_blocks + 2, True)):  # with a block to spare for each
+        tables = block_tables(num_blocks=blocks)
+        first, second = started(tables, 4), Sequence("other", 0, Sampling(max_tokens=9), 0, [90, 91, 92, 93], 4, 9)
+        assert start(tables, second, beside=[first], num_foreseen=num_foreseen) == starts
+        tables.check_invariants([first, second] if starts else [first])
+
+
+def test_what_one_holds_that_ends_before_is_there_for_the_others():
+    tables = block_tables()
+    ending, other = started(tables, 12), Sequence("other", 0, Sampling(max_tokens=12), 0, [90, 91, 92, 93], 4, 12)
+    ending.most_tokens = 24
+    assert not start(tables, other, beside=[ending], num_foreseen=12)
+    ending.most_tokens = 16
+    assert start(tables, other, beside=[ending], num_foreseen=12)
 
 
 def test_only_full_blocks_of_computed_tokens_are_shared():
