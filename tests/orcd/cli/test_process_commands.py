@@ -171,8 +171,10 @@ def test_a_url_that_cannot_be_is_one_line_without_the_password(
     assert not any(piece in message for piece in ("canary", "can/", "ary@"))
 
 
-@pytest.mark.parametrize("verb", ["worker", "bench engine", "bench queue", "logits"])
-@pytest.mark.parametrize("lacks", ["a device", "CuPy"])
+@pytest.mark.parametrize(
+    ("verb", "lacks"),
+    [("worker", "CuPy"), ("bench engine", "CuPy"), ("bench queue", "a device"), ("logits", "a device")],
+)
 def test_without_a_gpu_one_line_says_how_to_install_one_or_choose_the_cpu(
     verb: str, lacks: str, redis_url: str, demo_model: Path, tmp_path: Path
 ) -> None:

@@ -29,6 +29,12 @@ SAMPLINGS = [
 ]
 
 
+ANSWERS = [(False,), (True, False), (True, True, False, False, False)]
+BATCHES = [(1, 1), (2, 1), (5, 1), (1, 3), (2, 5)]
+"""Periods and patiences."""
+OPTIONS: list[dict] = [{}, {"step_tokens": 9, "max_sequences": 9}, {"cache_tokens": 160}, {"prefix_cache": False}]
+
+
 def traffic() -> list[Add]:
     """Four requests with a constraint, "c" and a number, among as many free choices and two more."""
     bound = [
@@ -87,23 +93,17 @@ def time_left(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return set_time
 
 
-@pytest.mark.parametrize("answers", [(False,), (True, False), (True, True, False, False, False)])
-@pytest.mark.parametrize(("period", "patience"), [(1, 1), (2, 1), (5, 1), (1, 3), (2, 5)])
+@pytest.mark.parametrize("batch_number", range(len(BATCHES)))
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"step_tokens": 9, "max_sequences": 9}, {"cache_tokens": 160}, {"prefix_cache": False}],
-    ids=["batched", "chunked", "preempted", "nothing cached"],
+    "options_number", range(len(OPTIONS)), ids=["batched", "chunked", "preempted", "nothing cached"]
 )
 def test_no_id_depends_on_which_tokens_are_taken_late(
-    undisturbed: Results,
-    time_left: Callable[..., None],
-    options: dict,
-    period: int,
-    patience: int,
-    answers: tuple[bool, ...],
+    undisturbed: Results, time_left: Callable[..., None], options_number: int, batch_number: int
 ) -> None:
-    time_left(*answers)
-    batch = SlowBatch(period, patience)
+    """Each batch with each of the options, and each pair of one of these and one of the answers."""
+    options = OPTIONS[options_number]
+    time_left(*ANSWERS[(options_number + batch_number) % len(ANSWERS)])
+    batch = SlowBatch(*BATCHES[batch_number])
     machine = start(late_engine(**options), batch)
     assert results_of(machine) == undisturbed
     assert batch.num_unknown >= 10
