@@ -27,8 +27,8 @@ from tests.orcd.job_writer import MakeStore
 ROOT = Path(__file__).parents[1]
 DEMO_MODEL = Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
 
-# How long examples take says something of the machine only.
-settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples each time. How long they take says something of the machine only.
+settings.register_profile("tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
 

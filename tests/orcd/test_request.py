@@ -202,7 +202,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(st.sampled_from([*Request.__struct_fields__, "unknown"]), VALUES, max_size=4))
 def test_any_fields_are_either_stored_faithfully_or_refused_in_one_line(fields):
     try:
@@ -214,7 +214,7 @@ def test_any_fields_are_either_stored_faithfully_or_refused_in_one_line(fields):
         assert request.decode(stored) == parsed
 
 
-@settings(derandomize=True, max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(Request.__struct_fields__), VALUES.filter(lambda value: "CANARY" not in str(value)))
 def test_no_refusal_quotes_a_value(field, value):
     fields = {"prompt": "CANARY", "messages": [{"role": "user", "content": "CANARY"}], field: value}

@@ -42,7 +42,7 @@ def test_every_format_expands_the_conformance_blocks_exactly(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(derandomize=True, max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1), extreme=st.booleans())
 def test_every_format_expands_any_bytes_as_the_gguf_library_does(name: str, seed: int, extreme: bool) -> None:
     format_ = FORMATS[name]
@@ -62,7 +62,7 @@ def test_no_blocks_expand_to_no_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(derandomize=True, max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_blocks_called_finite_expand_to_finite_numbers(name: str, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -76,7 +76,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(derandomize=True, max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(url=st.sampled_from(list(ENDPOINTS)), data=st.data())
 def test_any_field_is_read_or_refused_in_one_line_that_quotes_no_value(url: str, data: st.DataObject) -> None:
     names = st.sampled_from(sorted(TABLES[url]))

@@ -197,7 +197,7 @@ def test_waiting_for_redis_ends_with_the_timeout_too(now: list[float]):
 STEPS = st.lists(st.sampled_from(["write", "write", "deliver", "cut", "subscribe", "silence", "repeat"]), max_size=40)
 
 
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(STEPS)
 def test_whatever_happens_to_the_connection_each_event_comes_once_and_in_order(steps):
     r = reader()

@@ -153,7 +153,7 @@ def histories(draw) -> list:
     return [*events, END]
 
 
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(histories(), st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=10))
 def test_pieces_of_a_history_in_any_order_give_each_token_once(history, pieces):
     cursor = Cursor()

@@ -115,7 +115,7 @@ STEPS = st.lists(
 )
 
 
-@settings(derandomize=True, max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(STEPS)
 def test_whatever_redis_forgets_no_text_is_doubled_lost_or_refused(steps):
     """F07: the same tokens come again in other events; whatever is lost on the way, the reader has each once."""

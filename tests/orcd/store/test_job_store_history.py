@@ -36,7 +36,6 @@ ACTIONS = st.lists(
 
 
 @settings(
-    derandomize=True,
     max_examples=150,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

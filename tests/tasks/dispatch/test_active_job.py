@@ -68,7 +68,7 @@ IDS = st.lists(st.integers(1, len(PIECES) - 1), max_size=12).map(lambda ids: [*i
 CHUNKS = st.lists(st.integers(1, 3), min_size=13, max_size=13)
 
 
-@settings(derandomize=True, max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ids=IDS, chunks=CHUNKS, chunks_after=CHUNKS, cut=st.integers(0, 20))
 def test_whoever_takes_over_at_any_event_ends_with_the_same_text(
     ids: list[int], chunks: list[int], chunks_after: list[int], cut: int
@@ -84,7 +84,7 @@ def test_whoever_takes_over_at_any_event_ends_with_the_same_text(
     assert positions == sorted(set(positions)), "every entry id is above the one before"
 
 
-@settings(derandomize=True, max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ids=IDS, chunks=CHUNKS)
 def test_token_indices_count_from_one_without_a_gap_and_the_end_says_how_many(
     ids: list[int], chunks: list[int]

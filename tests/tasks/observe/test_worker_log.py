@@ -41,7 +41,7 @@ def test_a_load_is_told_from_start_to_ready(watched: Watched) -> None:
     assert (ready["engine_pid"], ready["max_sequence_tokens"]) == (4321, 64)
 
 
-@hypothesis_settings(derandomize=True, max_examples=50)
+@hypothesis_settings(max_examples=50)
 @given(percents=st.lists(st.integers(0, 99), max_size=100).map(sorted))
 def test_progress_is_logged_every_ten_percent_and_always_at_the_end(percents: list[int]) -> None:
     watched = Watched()

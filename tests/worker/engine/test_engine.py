@@ -239,7 +239,7 @@ def test_stats_count_what_happened():
     assert stats.step_tokens == StepSizes((4, 1, 1, *[0] * 11), 24)  # 16 and 4 of the prompt, then one at a time
 
 
-@settings(max_examples=30, derandomize=True, deadline=None)
+@settings(max_examples=30)
 @given(
     step_tokens=st.integers(1, 20),
     cache_tokens=st.integers(56, 120),
@@ -256,7 +256,7 @@ numbers = st.floats(allow_nan=True, allow_infinity=True, width=32)
 token_ids = st.integers(-1, 33)
 
 
-@settings(max_examples=150, derandomize=True, deadline=None)
+@settings(max_examples=150)
 @given(
     prompt_ids=st.lists(token_ids, max_size=8),
     temperature=st.one_of(st.sampled_from([1e-45, 1e-40, 1e-5]), st.floats(0, 2), numbers),
@@ -282,4 +282,4 @@ def test_what_passes_validation_runs_and_what_does_not_is_an_error_of_the_reques
 
 
 TestRandomTraffic = RandomTraffic.TestCase
-TestRandomTraffic.settings = settings(max_examples=30, stateful_step_count=25, derandomize=True, deadline=None)
+TestRandomTraffic.settings = settings(max_examples=30, stateful_step_count=25)

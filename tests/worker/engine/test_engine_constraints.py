@@ -139,7 +139,7 @@ def test_a_sequence_that_outgrows_the_models_limit_is_computed_anew(make: Callab
         assert generate(make(ContextModel(recompute_at=20), **options), traffic()) == expected
 
 
-@settings(max_examples=20, derandomize=True, deadline=None)
+@settings(max_examples=20)
 @given(
     step_tokens=st.integers(1, 20),
     cache_tokens=st.integers(56, 120),

@@ -128,7 +128,7 @@ def test_they_are_the_models_however_steps_are_cut_and_change_no_token(
     assert machine.stats(memory_bytes=0).kv_blocks_used == 0
 
 
-@settings(max_examples=20, derandomize=True, deadline=None)
+@settings(max_examples=20)
 @given(
     step_tokens=st.integers(1, 20),
     cache_tokens=st.integers(56, 120),

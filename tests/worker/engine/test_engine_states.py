@@ -183,7 +183,7 @@ def test_a_model_without_recurrent_layers_has_no_slots():
     assert engine().stats(memory_bytes=0).state_slots_total == 0
 
 
-@settings(max_examples=30, derandomize=True, deadline=None)
+@settings(max_examples=30)
 @given(
     step_tokens=st.integers(1, 20),
     cache_tokens=st.integers(56, 120),
@@ -215,4 +215,4 @@ class RandomRecurrentTraffic(RandomTraffic):
 
 
 TestRandomTraffic = RandomRecurrentTraffic.TestCase
-TestRandomTraffic.settings = settings(max_examples=20, stateful_step_count=25, derandomize=True, deadline=None)
+TestRandomTraffic.settings = settings(max_examples=20, stateful_step_count=25)

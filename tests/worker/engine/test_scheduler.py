@@ -262,7 +262,7 @@ class RandomTraffic(RuleBasedStateMachine):
 
 
 TestRandomTraffic = RandomTraffic.TestCase
-TestRandomTraffic.settings = settings(max_examples=80, stateful_step_count=40, derandomize=True, deadline=None)
+TestRandomTraffic.settings = settings(max_examples=80, stateful_step_count=40)
 
 
 def test_the_place_of_a_sequence_whose_last_token_is_being_drawn_is_somebody_elses():

@@ -238,4 +238,4 @@ class RandomTraffic(RuleBasedStateMachine):
 
 
 TestRandomTraffic = RandomTraffic.TestCase
-TestRandomTraffic.settings = settings(max_examples=80, stateful_step_count=40, derandomize=True, deadline=None)
+TestRandomTraffic.settings = settings(max_examples=80, stateful_step_count=40)

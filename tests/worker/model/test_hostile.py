@@ -73,7 +73,7 @@ PATCHES = st.one_of(
 )
 
 
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     family=st.sampled_from(sorted(fuzz.FAMILIES)), patches=st.lists(st.tuples(PLACES, PATCHES), min_size=1, max_size=3)
 )

@@ -77,7 +77,7 @@ def streams(draw: st.DrawFn) -> Stream:
     return Stream(subject, ids, stop, cuts, min_tokens)
 
 
-@settings(derandomize=True, max_examples=800, deadline=None)
+@settings(max_examples=800)
 @given(streams())
 def test_the_deltas_are_the_whole_text_cut_at_the_first_stop_string(stream: Stream) -> None:
     deltas = stream.run()
@@ -92,7 +92,7 @@ def test_the_deltas_are_the_whole_text_cut_at_the_first_stop_string(stream: Stre
         assert num_ids == len(stream.ids)
 
 
-@settings(derandomize=True, max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(streams())
 def test_every_delta_holds_the_text_of_its_ids_and_nothing_else(stream: Stream) -> None:
     shown, num_ids = "", 0
@@ -103,7 +103,7 @@ def test_every_delta_holds_the_text_of_its_ids_and_nothing_else(stream: Stream) 
             assert shown == stream.tokenizer.decode(stream.ids[:num_ids], skip_special=True)
 
 
-@settings(derandomize=True, max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(streams())
 def test_a_stream_resumes_at_every_delta_with_the_same_text(stream: Stream) -> None:
     deltas = stream.run()

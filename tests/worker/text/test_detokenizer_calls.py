@@ -135,7 +135,7 @@ SNIPPETS = st.sampled_from(
 )
 
 
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(SNIPPETS, max_size=8).map("".join), st.data())
 def test_whatever_is_written_comes_out_the_same_in_any_pieces(text: str, data: st.DataObject) -> None:
     ids = SUBJECT.encode(text, parse_special=data.draw(st.booleans()))

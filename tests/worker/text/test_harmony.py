@@ -70,7 +70,7 @@ MESSAGES = st.lists(
 )
 
 
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(MESSAGES, st.lists(st.integers(1, 60), unique=True).map(sorted), st.binary(max_size=2))
 def test_channels_are_the_same_at_every_split_and_after_every_resume(
     messages: list[tuple[str, str, str]], cuts: list[int], half_character: bytes

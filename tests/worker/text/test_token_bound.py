@@ -46,7 +46,7 @@ def check_both_limits(subject: Tokenizer, text: str, *, parse_special: bool) -> 
     assert not fits(subject, text, len(ids) - 1, parse_special=parse_special) or not ids
 
 
-@settings(derandomize=True, max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     pieces=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2**32)), max_size=12),
     times=st.integers(1, 40),
@@ -132,7 +132,7 @@ def test_nothing_is_refused_where_a_file_drops_text(tmp_path: Path, change: Any)
     assert len(tokenizer_json(tmp_path, change).encode("ab" * 1000, max_tokens=4)) <= 4
 
 
-@settings(derandomize=True, max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text(st.sampled_from("ab \u0301\u00e9▁<1" + ODD), max_size=200))
 def test_composed_characters_are_no_reason_to_refuse(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     """F16: NFC makes one character of two."""

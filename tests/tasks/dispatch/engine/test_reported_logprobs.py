@@ -38,7 +38,7 @@ def spelt(token_id: int, told: TokenLogprobs) -> TokenLogprob:
     return TokenLogprob(token_id, told.logprob, top, pieces)
 
 
-@settings(derandomize=True, max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(report=reports())
 def test_they_are_what_their_records_say_in_every_form(report: tuple[list[int], int, list[TokenLogprobs]]) -> None:
     ids, num_top, told = report

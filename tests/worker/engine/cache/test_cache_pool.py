@@ -104,4 +104,4 @@ class PoolAgainstCounts(RuleBasedStateMachine):
 
 
 TestPoolAgainstCounts = PoolAgainstCounts.TestCase
-TestPoolAgainstCounts.settings = settings(max_examples=40, stateful_step_count=40, derandomize=True, deadline=None)
+TestPoolAgainstCounts.settings = settings(max_examples=40, stateful_step_count=40)

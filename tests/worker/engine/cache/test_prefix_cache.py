@@ -56,7 +56,7 @@ def test_the_first_block_of_equal_contents_stays_known():
     cache.check_invariants()
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=60)
 @given(token_ids=st.lists(st.integers(0, 3), max_size=24), cuts=st.lists(st.integers(0, 24), max_size=5))
 def test_hashing_piece_by_piece_equals_hashing_at_once(token_ids: list[int], cuts: list[int]):
     cache = PrefixCache(3)
@@ -67,7 +67,7 @@ def test_hashing_piece_by_piece_equals_hashing_at_once(token_ids: list[int], cut
     assert hashes == hashes_of(cache, token_ids)
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=60)
 @given(token_ids=st.lists(st.integers(0, 3), max_size=24), num_packed=st.integers(0, 24), start=st.integers(0, 24))
 def test_hashes_are_the_same_whether_ids_come_packed_or_not(token_ids: list[int], num_packed: int, start: int):
     hashes = hashes_of(PrefixCache(3), token_ids[:start])
@@ -86,7 +86,7 @@ def test_runs_that_were_hashed_before_give_the_same_hashes_and_the_oldest_are_dr
         assert len(cache._runs) <= 3
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=100)
 @given(first=st.lists(st.integers(0, 2), max_size=12), second=st.lists(st.integers(0, 2), max_size=12))
 def test_two_sequences_match_exactly_as_far_as_their_full_blocks_agree(first: list[int], second: list[int]):
     cache = PrefixCache(2)

@@ -74,7 +74,7 @@ def test_groups_of_long_prefixes_of_many_sequences_are_found():
     assert group.num_tokens >= 8 * 900
 
 
-@settings(max_examples=30, derandomize=True, deadline=None)
+@settings(max_examples=30)
 @given(
     tables=st.lists(st.lists(st.integers(0, 1), max_size=5), max_size=7),
     steps=st.lists(st.sets(st.integers(0, 6)), max_size=6),

@@ -190,7 +190,7 @@ def test_rows_move_when_others_leave_and_the_bucket_shrinks():
     machine._runner._batch_slots.check_invariants()
 
 
-@settings(max_examples=30, derandomize=True, deadline=None)
+@settings(max_examples=30)
 @given(
     step_tokens=st.integers(1, 20),
     cache_tokens=st.integers(56, 120),
@@ -215,7 +215,7 @@ class RandomLateTraffic(RandomTraffic):
 
 
 TestRandomLateTraffic = RandomLateTraffic.TestCase
-TestRandomLateTraffic.settings = settings(max_examples=30, stateful_step_count=25, derandomize=True, deadline=None)
+TestRandomLateTraffic.settings = settings(max_examples=30, stateful_step_count=25)
 
 
 def test_a_thousand_random_requests_end_once_each_and_leak_no_block():

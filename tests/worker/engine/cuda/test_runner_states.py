@@ -96,4 +96,4 @@ class RandomLateTraffic(RandomTraffic):
 
 
 TestRandomLateTraffic = RandomLateTraffic.TestCase
-TestRandomLateTraffic.settings = settings(max_examples=20, stateful_step_count=25, derandomize=True, deadline=None)
+TestRandomLateTraffic.settings = settings(max_examples=20, stateful_step_count=25)

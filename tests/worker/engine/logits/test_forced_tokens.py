@@ -128,7 +128,7 @@ def test_a_sequence_that_outgrows_the_models_limit_with_them_is_computed_anew(
     assert generate(machine, traffic()) == drawn_beyond(recompute_at)
 
 
-@settings(max_examples=20, derandomize=True, deadline=None)
+@settings(max_examples=20)
 @given(
     step_tokens=st.integers(1, 20),
     cache_tokens=st.integers(56, 120),

@@ -130,7 +130,7 @@ def test_a_tokenizer_json_escapes_as_its_own_library_encodes_plain_text(tmp_path
     assert ids.count(end) == 2
 
 
-@settings(derandomize=True, max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.text(st.sampled_from("<|im_end>/s[INST] a")), min_size=1, max_size=4))
 def test_what_is_hidden_comes_back(texts: list[str]) -> None:
     stand_ins = ESCAPE.stand_ins(texts)

@@ -81,7 +81,7 @@ SNIPPETS = st.sampled_from(
 )
 
 
-@settings(derandomize=True, max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.sampled_from([HERMES, LLAMA3, MISTRAL, PHI4, FUNCTOOLS]),
     st.lists(SNIPPETS, max_size=10).map("".join),

@@ -17,7 +17,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(derandomize=True, max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(st.text(max_size=3), VALUES, max_size=3), st.booleans())
 def test_an_object_ends_behind_its_own_bracket_at_every_split(value: dict[str, object], ascii_only: bool) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only)
