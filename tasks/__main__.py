@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from orcd.cli.command_line import SETTINGS, given, input_options, json_option, leave, open_standard_streams, run
+from orcd.cli.command_line import SETTINGS, given, input_options, json_option, leave, prepare_standard_streams, run
 from orcd.cli.terminal import write_json
 from orcd.errors import InvalidRequest, ModelLoadFailed
 from orcd.store.redis_address import RedisAddress
@@ -203,5 +203,5 @@ def bench_queue(
 
 
 if __name__ == "__main__":
-    open_standard_streams()
+    prepare_standard_streams()
     sys.exit(run(cli, sys.argv[1:]))

@@ -8,6 +8,7 @@ it names an inherited file for `worker.engine.runners.in_flight_file`. Anything 
 from __future__ import annotations
 
 import gc
+import io
 import os
 import socket
 import sys
@@ -40,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"orcd: {USAGE}", file=sys.stderr)
         return 2
     _limit_matrix_threads("cpu")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the output has not is a question mark
+        sys.stdout.reconfigure(errors="replace")
     from worker.commands.main import run  # not at the top: the engine process has no use for it
 
     return run(argv)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import difflib
+import io
 import os
 import signal
 import sys
@@ -167,11 +168,11 @@ def interrupted_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def open_standard_streams() -> None:
+def prepare_standard_streams() -> None:
     """Open those of standard input, output and error that are closed (``2>&-``), on nothing.
 
     Python would write errors to standard output then, and the next file or connection would have the number of one of
-    them, to which programs that we start would write.
+    them, to which programs that we start would write. A character that the output has not is a question mark.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -179,6 +180,8 @@ def open_standard_streams() -> None:
         except OSError:  # the lowest number that is free is given
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115 - for as long as we run
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def ignore_signals_at_exit() -> None:

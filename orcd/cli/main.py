@@ -7,7 +7,7 @@ from importlib import import_module
 
 import click
 
-from orcd.cli.command_line import SETTINGS, SuggestingGroup, interrupted_by_signals, open_standard_streams, run
+from orcd.cli.command_line import SETTINGS, SuggestingGroup, interrupted_by_signals, prepare_standard_streams, run
 
 MODULES = {
     "job_commands": ("generate", "cancel", "status", "follow"),
@@ -63,7 +63,7 @@ def main() -> None:
     # redis-py imports OpenTelemetry's metrics where they are installed, for figures that no command asks it for: it is
     # a fifth of what most commands compute.
     sys.modules.setdefault("opentelemetry.sdk.metrics", None)  # type: ignore[arg-type]
-    open_standard_streams()
+    prepare_standard_streams()
     with interrupted_by_signals():
         exit_code = run(cli, sys.argv[1:])
     sys.exit(exit_code)
