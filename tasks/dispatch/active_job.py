@@ -73,8 +73,8 @@ class ActiveJob:
         """``prompt`` is the request in token ids, or the error that ends the job before it has begun.
 
         ``done`` is for the job's runner to call, once, with what became of the job. ``time_limit_s`` is counted from
-        the job's first start; after ``ageing_s`` in the queue it is as urgent as any. ``is_in_engine`` says that the
-        engine that runs now has the job, and ``num_drawn`` how many tokens were drawn here.
+        the job's first start; after ``ageing_s`` in the queue it is as urgent as any. ``is_in_engine``: the engine that
+        runs now has the job; ``sent_by``: what sent it at its claim; ``num_drawn``: how many tokens were drawn here.
         """
         self.claim = claim
         self.done = done
@@ -82,6 +82,7 @@ class ActiveJob:
         self.request_id = f"{claim.job_id}#{claim.lease.token}"
         self.time_limit_s = time_limit_s
         self.is_in_engine = False
+        self.sent_by: object = None
         self.num_drawn = 0
         self.usage = contract.Usage()
         self._num_withdrawals = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from orcd.errors import Poisoned
 from tasks.dispatch.active_job import ActiveJob
@@ -17,10 +17,18 @@ from tasks.observe.observer import Observer
 class Admission:
     """Gives jobs to the engine: all of them, or, while one is looked for that kills it, those that `Isolation` admits.
 
-    Belongs to the job runner's thread.
+    Belongs to the job runner's thread, but for `begin`.
     """
 
-    def __init__(self, engine: EngineSupervisor, batcher: OutputBatcher, observer: Observer) -> None:
+    def __init__(
+        self,
+        engine: EngineSupervisor,
+        batcher: OutputBatcher,
+        observer: Observer,
+        put: Callable[[ActiveJob], None],
+    ) -> None:
+        """``put`` gets the jobs that begin."""
+        self._put = put
         self._engine = engine
         self._batcher = batcher
         self._observer = observer
@@ -28,9 +36,28 @@ class Admission:
         self._round = 0
         self._told = 0, 0
 
+    def begin(self, job: ActiveJob) -> None:
+        """Pass a job that was just claimed to the job runner, and send it to the engine at once; from any thread.
+
+        So it need not wait for the job runner's turn. Where that has to judge, it sends the job itself: while no engine
+        is up, or one job is looked for that kills it.
+        """
+        writer = self._engine.process.writer  # before the engine is looked at: `submit` finds out if another one came
+        can_send = writer is not None and self._engine.is_up and not self._isolation.num_suspects
+        if writer is None or not can_send or (add := job.add()) is None:
+            self._put(job)
+            return
+        job.sent_by = writer
+        writer.put(add, announce=lambda: self._put(job))
+
     def submit(self, job: ActiveJob) -> None:
-        """Send a job to the engine, from its last token on, if it may be there now."""
+        """Send a job to the engine, from its last token on, if it may be there now and is not on its way."""
+        sent_by, job.sent_by = job.sent_by, None
         if not self._engine.is_up or not self._isolation.admits(job.job_id):
+            return
+        if sent_by is not None and self._engine.process.writer in (sent_by, None):  # None: its exit is on the way
+            self._batcher.expect_first(job.request_id)
+            job.is_in_engine = True
             return
         add = job.add()
         if add is not None:

@@ -59,7 +59,7 @@ class Dispatcher:
             settings.ageing_s,
             observer,
             runner.leases,
-            runner.put,
+            runner.admission.begin,
             on_death,
         )
         self._maintenance = Maintenance(store, settings, observer, publish, runner, on_death)

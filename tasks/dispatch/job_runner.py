@@ -75,7 +75,7 @@ class JobRunner:
         self._thread = SupervisedThread("job runner", self._run, on_death)
         self._log_writer = LogWriter(store, observer, self._thread.stopping)
         self.engine = EngineSupervisor(settings, observer, self.put, on_lost, on_death, self._thread.stopping)
-        self._admission = Admission(self.engine, self._batcher, observer)
+        self.admission = Admission(self.engine, self._batcher, observer, self.put)
         failed = partial(observer.log.retrying, "renew")
         self.leases = LeaseKeeper(store, settings.lease_ms, lambda: observer.is_ready, self.put, failed, on_death)
 
@@ -136,7 +136,7 @@ class JobRunner:
             changed += self._handle(event)
         changed += self._process(self._batcher.take_batch())
         self._write(self._started + changed)
-        self._started = self._admission.update(self._jobs.values())
+        self._started = self.admission.update(self._jobs.values())
         self._observer.log.flush()
 
     def _next_events(self) -> Iterable[RunnerEvent]:
@@ -179,11 +179,11 @@ class JobRunner:
             case contract.Ready():
                 self.engine.ready(event)
                 for job in self._jobs.values():
-                    self._admission.submit(job)
+                    self.admission.submit(job)
                 return list(self._jobs.values())
             case EngineExit():
                 if self.engine.exited(event):
-                    self._admission.engine_died(event, self._jobs.values())
+                    self.admission.engine_died(event, self._jobs.values())
                 return list(self._jobs.values())
             case contract.Load():
                 self._observer.loads(event)
@@ -207,7 +207,7 @@ class JobRunner:
             abort = job.process(output)
             if abort is not None:
                 self.engine.process.send(abort)
-            self._admission.advanced(job)
+            self.admission.advanced(job)
             changed.append(job)
         return changed
 
@@ -215,7 +215,7 @@ class JobRunner:
         if (earlier := self._jobs.get(job.job_id)) is not None:  # its lease was lost, and the new claim is ours again
             self._drop(earlier)
         self._jobs[job.job_id] = job
-        self._admission.submit(job)
+        self.admission.submit(job)
         self._observer.job_started(job)
         return [job]
 
@@ -243,7 +243,7 @@ class JobRunner:
     def _forget(self, job: ActiveJob) -> None:
         del self._jobs[job.job_id]
         self._batcher.forget(job.request_id)
-        self._admission.left(job)
+        self.admission.left(job)
         self.leases.drop(job.job_id, job.claim.lease)
 
     def _give_back(self, jobs: Sequence[ActiveJob]) -> None:

@@ -75,7 +75,7 @@ class EngineProcess:
         self._first_run: EngineRun | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._hung: subprocess.Popen[bytes] | None = None
-        self._writer: _FrameWriter | None = None
+        self._writer: FrameWriter | None = None
         self._reader = SupervisedThread("engine reader", self._run, on_death)
         self.started_at = self.last_heard = time.monotonic()
         """When the last run began and when it last said something, by the monotonic clock."""
@@ -85,6 +85,11 @@ class EngineProcess:
         """Process id of the current run, None between runs."""
         process = self._process
         return process.pid if process else None
+
+    @property
+    def writer(self) -> FrameWriter | None:
+        """To the current run; None between runs, and once the last one is known to be gone."""
+        return self._writer
 
     def start(self, first_run: EngineRun | None = None) -> None:
         """Begin with ``first_run``, or with one that is started now."""
@@ -136,7 +141,7 @@ class EngineProcess:
         process = run.process
         with run.connection, run.in_flight:
             self.started_at = self.last_heard = time.monotonic()
-            writer = _FrameWriter(run.connection, lambda: self._kill(process), self._on_death)
+            writer = FrameWriter(run.connection, lambda: self._kill(process), self._on_death)
             self._process, self._writer = process, writer
             self._read(run.connection, process)
             self._writer = None
@@ -174,7 +179,7 @@ class EngineProcess:
             process.kill()
 
 
-class _FrameWriter:
+class FrameWriter:
     """Sends frames to one run of the engine, in order. What it does not take at once waits for a thread.
 
     That calls ``kill`` if it takes none. Most frames do not need it: jobs that start would wait for its turn.
@@ -189,10 +194,15 @@ class _FrameWriter:
         self._thread = SupervisedThread("engine writer", self._run, on_death)
         self._thread.start()
 
-    def put(self, request: Request) -> None:
-        """Send a frame, or queue what is left of it; from any thread."""
+    def put(self, request: Request, announce: Callable[[], None] | None = None) -> None:
+        """Send a frame, or queue what is left of it; from any thread.
+
+        ``announce`` is called before the engine can answer, and before any later frame.
+        """
         frame = contract.encode(request)
         with self._lock:
+            if announce is not None:
+                announce()
             if not self._num_unsent:
                 with suppress(OSError):  # it is full, or the run has ended: the thread finds out
                     frame = frame[self._connection.send(frame, socket.MSG_DONTWAIT) :]

@@ -56,6 +56,15 @@ class ScriptedEngine:
                 self._on_event(contract.Outputs((contract.TokenOutput(request.request_id, 0, (), "abort"),)))
         return True
 
+    @property
+    def writer(self) -> ScriptedEngine:
+        """It has one run only."""
+        return self
+
+    def put(self, request: contract.Request, announce: Callable[[], None]) -> None:
+        announce()
+        self.send(request)
+
     def draw(self, job_id: str, text: str, finish: contract.FinishReason | None = None) -> None:
         """Some tokens for a job that it has."""
         request_id = self.live.pop(job_id) if finish else self.live[job_id]

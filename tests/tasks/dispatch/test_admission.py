@@ -6,6 +6,8 @@ import io
 import json
 import re
 import threading
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,11 +43,13 @@ class Scene:
             lambda name, error: None,
             threading.Event(),
         )
-        self.sent: list[Request] = []
+        self.sent: list[Request | str] = []  # and what was put, by name
+        self.monkeypatch = monkeypatch
         monkeypatch.setattr(self.engine.process, "send", self._send)
+        self.start_run()
         self.engine.ready(READY)
-        self.admission = Admission(self.engine, OutputBatcher(), observer)
-        self.jobs = [self._job(f"j{i}") for i in range(num_jobs)]
+        self.admission = Admission(self.engine, OutputBatcher(), observer, lambda job: self.sent.append(job.job_id))
+        self.jobs = [self.job(f"j{i}") for i in range(num_jobs)]
         for job in self.jobs:
             self.admission.submit(job)
         self.sent.clear()
@@ -54,7 +58,17 @@ class Scene:
         self.sent.append(request)
         return True
 
-    def _job(self, job_id: str) -> ActiveJob:
+    def start_run(self) -> None:
+        """Frames go to another process from now on."""
+
+        def put(request: Request, announce: Callable[[], None]) -> None:
+            announce()
+            self.sent.append(request)
+
+        self.monkeypatch.setattr(self.engine.process, "_writer", SimpleNamespace(put=put))
+
+    def job(self, job_id: str) -> ActiveJob:
+        """One that was claimed and has not begun."""
         request = parse({"prompt": "old pond", "max_tokens": 40})
         begun = claim(request, job_id=job_id)
         return ActiveJob(begun, ENCODER.encode(request, READY), READY, lambda outcome: None)
@@ -66,6 +80,7 @@ class Scene:
         self.admission.engine_died(died, self.jobs)
         assert not any(job.is_in_engine for job in self.jobs), "the next engine has to be told of them"
         self.sent.clear()
+        self.start_run()
         self.engine.ready(READY)
         for job in self.jobs:
             self.admission.submit(job)
@@ -201,3 +216,50 @@ def test_how_many_are_suspected_is_a_metric(scene: Scene) -> None:
         scene.admission.left(job)
     scene.admission.update(scene.jobs)
     assert re.search(r"^orcd_suspects\{.*\} 0\.0$", metrics.page().decode(), re.MULTILINE)
+
+
+def test_a_job_that_begins_is_sent_by_whoever_claimed_it_once_it_will_be_known(scene: Scene) -> None:
+    job = scene.job("new")
+    scene.admission.begin(job)
+    put, sent = scene.sent
+    assert put == "new" and isinstance(sent, Add) and sent.request_id == job.request_id
+    scene.admission.submit(job)
+    assert job.is_in_engine and len(scene.sent) == 2, "it is sent once"
+    job.withdraw()
+    scene.admission.submit(job)
+    assert isinstance(scene.sent[2], Add), "the next time it is not on its way"
+
+
+def test_a_job_that_begins_while_no_engine_is_up_is_left_to_the_job_runner(scene: Scene) -> None:
+    job = scene.job("new")
+    scene.engine.is_up = False
+    scene.admission.begin(job)
+    assert scene.sent == ["new"]
+    scene.engine.is_up = True
+    scene.admission.submit(job)
+    assert job.is_in_engine and isinstance(scene.sent[1], Add)
+
+
+def test_a_job_that_begins_while_one_is_looked_for_is_judged_by_the_job_runner(scene: Scene) -> None:
+    scene.die(*scene.jobs[:4])
+    job = scene.job("new")
+    scene.sent.clear()
+    scene.admission.begin(job)
+    scene.admission.submit(job)
+    assert scene.sent == ["new"] and not job.is_in_engine
+
+
+@pytest.mark.parametrize("comes_first", ["the death", "the job"])
+def test_a_job_that_was_sent_to_an_engine_that_dies_is_sent_to_the_next_one(scene: Scene, comes_first: str) -> None:
+    job = scene.job("new")
+    scene.admission.begin(job)
+    if comes_first == "the job":
+        scene.monkeypatch.setattr(scene.engine.process, "_writer", None)  # the exit is not known here yet
+        scene.admission.submit(job)
+        assert job.is_in_engine, "it may be what killed the engine"
+        scene.jobs.append(job)
+    scene.die(scene.jobs[0], is_fault=False)
+    if comes_first == "the death":
+        scene.admission.submit(job)
+    assert job.is_in_engine
+    assert [each.request_id for each in scene.sent if isinstance(each, Add)].count(job.request_id) == 1

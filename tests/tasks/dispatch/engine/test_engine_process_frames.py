@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
+from select import select
 
-from tasks.dispatch.engine.engine_process import _FrameWriter
+from tasks.dispatch.engine.engine_process import FrameWriter
 from worker import contract
 from worker.contract import Add, Sampling
 
@@ -23,7 +24,7 @@ def test_frames_come_in_order_also_where_they_are_not_taken_at_once() -> None:
 
     taking = threading.Thread(target=take)
     with ours, theirs:
-        writer = _FrameWriter(ours, lambda: None, lambda *_: None)
+        writer = FrameWriter(ours, lambda: None, lambda *_: None)
         for number, add in enumerate(ADDS):
             if number == len(ADDS) // 2:
                 assert writer._num_unsent > 0
@@ -37,7 +38,7 @@ def test_frames_come_in_order_also_where_they_are_not_taken_at_once() -> None:
 def test_a_frame_that_is_taken_at_once_needs_no_thread() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        writer = _FrameWriter(ours, lambda: None, lambda *_: None)
+        writer = FrameWriter(ours, lambda: None, lambda *_: None)
         writer.close()
         writer.put(ADDS[0])
         assert theirs.recv(1 << 16) == contract.encode(ADDS[0])
@@ -46,9 +47,20 @@ def test_a_frame_that_is_taken_at_once_needs_no_thread() -> None:
 def test_a_run_that_has_ended_harms_nobody_who_sends() -> None:
     ours, theirs = socket.socketpair()
     with ours:
-        writer = _FrameWriter(ours, lambda: None, lambda *_: None)
+        writer = FrameWriter(ours, lambda: None, lambda *_: None)
         theirs.close()
         for add in ADDS[:3]:
             writer.put(add)
         writer.close()
     writer.put(ADDS[0])
+
+
+def test_who_sends_a_frame_announces_it_before_the_engine_can_have_it() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        writer = FrameWriter(ours, lambda: None, lambda *_: None)
+        seen: list[list[socket.socket]] = []
+        writer.put(ADDS[0], announce=lambda: seen.append(select([theirs], [], [], 0)[0]))
+        assert seen == [[]], "nothing has come by then"
+        assert theirs.recv(1 << 16) == contract.encode(ADDS[0])
+        writer.close()
