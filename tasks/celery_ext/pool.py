@@ -40,6 +40,7 @@ from tasks.finisher import Finisher, Work
 from tasks.observe.health.health_server import HealthServer
 from tasks.observe.observer import Observer
 from tasks.startup_probe import wait_for_engine, wait_for_redis
+from tasks.supervised_thread import take_short_turns
 from worker.log import EventLog
 from worker.settings import Settings
 
@@ -88,6 +89,7 @@ class Pool(BasePool):  # type: ignore[misc]
             # Vocabulary and code stay: the garbage collector would stop all threads for 50 ms a second to look at them.
             gc.freeze()
             gc.enable()  # it was off while all that was made
+            take_short_turns()
         except OrcdError as error:
             self.observer.log.error(error)
             self._close()

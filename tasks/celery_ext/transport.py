@@ -27,7 +27,7 @@ from tasks.app import worker_id
 from tasks.celery_ext.message import Message, Unreadable, read_envelope
 from tasks.celery_ext.receiver import Receiver
 
-MAX_TAKEN = 16
+MAX_TAKEN = 6
 """Messages taken at once, at most: the event loop has other things to do, too."""
 POLL_S = 0.05
 """Time between two looks for messages of senders that do not wake workers."""

@@ -13,7 +13,7 @@ loop."""
 MAX_THROTTLE_S = 0.1
 DUE_WAIT_S = 0.001
 """So long a job's first or final outputs wait for those of others in the pause, to be written with them."""
-MAX_OUTPUTS = 64
+MAX_OUTPUTS = 16
 """Outputs of a batch that are not due, at most: what is due meanwhile waits for these, not for those of all streams."""
 QUIET_INTERVAL_S = 0.1
 """The tokens of jobs that nobody listens to are written once in so long, as an event costs Redis more than a token."""
