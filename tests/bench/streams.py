@@ -22,7 +22,7 @@ from orcd.events import End, Error, Event, Token, decode_event
 from orcd.store import schema
 
 STREAMS_PER_PROCESS = 16
-"""A client process takes 15 to 25 us of CPU time for an event: at 250 events a second and stream a fifth of a core."""
+"""A client process takes 15 to 25 us of CPU time for an event: at 250 events a second and stream a tenth of a core."""
 END_TIMEOUT_S = 120.0
 PER_S = 100
 """Arrivals are counted in bins of a hundredth of a second."""
