@@ -25,6 +25,8 @@ from tests.models.shallow_model import write_shallow_model
 from tests.orcd.job_writer import MakeStore
 
 ROOT = Path(__file__).parents[1]
+LONG_FILE = "test_tokenizer_long_texts.py"
+"""In the order of the folders it comes last of those that take long, of which each is run by one process."""
 DEMO_MODEL = Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
 
 # The same examples each time. How long they take says something of the machine only.
@@ -138,7 +140,8 @@ def _import_tests(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests for a GPU where there is none."""
+    """Begin with what would run alone at the end, and skip tests for a GPU where there is none."""
+    items.sort(key=lambda item: item.path.name != LONG_FILE)
     for_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if for_gpu and (reason := _why_no_gpu()):
         for item in for_gpu:
