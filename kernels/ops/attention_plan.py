@@ -13,7 +13,13 @@ import msgspec
 import numpy as np
 
 from kernels.batch import SHORT_CHUNK, Step
-from kernels.ops.attention_parts.attention_plan_params import AttentionPlanParams, Item, PlanCounts, PrefillPlanParams
+from kernels.ops.attention_parts.attention_plan_params import (
+    AttentionPlanParams,
+    DecodePlanParams,
+    Item,
+    PlanCounts,
+    PrefillPlanParams,
+)
 from kernels.ops.attention_parts.prefix_attention import (
     LEAST_WINDOW,
     NO_PLAN,
@@ -218,10 +224,13 @@ def plan_attention(context: Context, step: Step[DeviceArray], attention: Attenti
         num_sequences=num_sequences,
         group=group,
         window=attention.window,
-        short_rows=SHORT_ROWS,
-        wanted_items=wanted_items,
-        partial_rows=partial_rows,
         num_arrivals=plan.arrivals.size,
+        decode_plan=DecodePlanParams(
+            short_rows=SHORT_ROWS,
+            wanted_items=wanted_items,
+            partial_rows=partial_rows,
+            columns=max(1, context.gpu.num_sms // num_kv_heads),
+        ),
         prefill=PrefillPlanParams(
             rows=prefill_rows,
             classes=_prefill_classes(context.gpu.num_sms, max_prefill_items * num_kv_heads, num_sequences),
@@ -229,7 +238,7 @@ def plan_attention(context: Context, step: Step[DeviceArray], attention: Attenti
         prefix=prefix.params(context.gpu.num_sms, num_kv_heads, partial_rows) if prefix else NO_PLAN,
     )
     threads = 128 if max(num_sequences, max_prefill_items, max_decode_items // 2) <= 128 else 1024
-    shared_bytes = (5 * num_sequences + 2) * 4
+    shared_bytes = (6 * num_sequences + 2) * 4
     context.launch("attention/attention_plan", "attention_plan", 1, threads, params, shared_bytes=shared_bytes)
     return plan
 

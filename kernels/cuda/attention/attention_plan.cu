@@ -2,6 +2,13 @@
 // the attention kernels depend on array shapes only.
 #include "attention_plan_prefix.cuh"
 
+struct DecodePlanParams {
+    i32 short_rows;    // sequences of so many query rows are decode work too: there is more to divide of it
+    i32 wanted_items;  // into about so many items it is divided when there are few sequences
+    i32 partial_rows;  // rows of the workspace for divided items
+    i32 columns;       // sequences whose blocks make about one for each SM
+};
+
 struct PrefillPlanParams {
     i32 rows;     // query rows of an item, 0: everything is a decode item
     i32 classes;  // of items by their number of tiles: those of a class come one after the other
@@ -15,12 +22,10 @@ struct AttentionPlanParams {
     Item* prefill_items;         // [as many as the shapes allow]
     i32* arrivals;               // [num_arrivals], zeroed here
     i32 num_sequences;
-    i32 group;         // query heads per KV head
-    i32 window;        // keys that a token sees, 0: all
-    i32 short_rows;    // sequences of so many query rows are decode work too: there is more to divide of it
-    i32 wanted_items;  // into about so many items decode work is divided when there are few sequences
-    i32 partial_rows;  // rows of the workspace for divided items
+    i32 group;   // query heads per KV head
+    i32 window;  // keys that a token sees, 0: all
     i32 num_arrivals;
+    DecodePlanParams decode_plan;
     PrefillPlanParams prefill;
     PrefixPlanParams prefix;
 };
@@ -43,7 +48,7 @@ DEVICE Demand demand_of(const AttentionPlanParams& p, i32 sequence, const Group*
     d.num_keys = p.context_lengths[sequence];
     if (d.num_tokens <= 0 || d.num_keys <= 0) return Demand{};
     d.num_rows = d.num_tokens * p.group;
-    d.decode = d.num_tokens == 1 || d.num_rows <= p.short_rows || !p.prefill.rows;
+    d.decode = d.num_tokens == 1 || d.num_rows <= p.decode_plan.short_rows || !p.prefill.rows;
     d.row_tiles = divide_up(d.num_rows, d.decode ? DECODE_ROWS : p.prefill.rows);
     d.first_split = lowest_key(p, d.num_keys - d.num_tokens) / (TILE_KEYS * SPLIT_TILES);
     d.end_split = divide_up(d.num_keys, TILE_KEYS * SPLIT_TILES);
@@ -106,12 +111,34 @@ DEVICE Item whole_item(const AttentionPlanParams& p, i32 sequence, const Demand&
     return item;
 }
 
+// Lists all sequences in `order`, those first whose decode items walk over most keys, so that blocks that begin last
+// end soon. Where all begin at once SMs get them in turn: so every other row of `columns` is the other way round. All
+// threads call it; `lengths` [num_sequences] is shared memory for it.
+DEVICE void put_in_order(i32* order, i32* lengths, const AttentionPlanParams& p, const PrefixPlan& prefixes) {
+    for (i32 s = threadIdx.x; s < p.num_sequences; s += blockDim.x) {
+        const Demand d = demand_of(p, s, prefixes.group_of(s));
+        lengths[s] = d.decode ? d.num_keys - d.first_split * (TILE_KEYS * SPLIT_TILES) : 0;
+    }
+    __syncthreads();
+    for (i32 s = threadIdx.x; s < p.num_sequences; s += blockDim.x) {
+        const i32 length = lengths[s];
+        i32 rank = 0;
+        for (i32 other = 0; other < p.num_sequences; other++)
+            rank += lengths[other] > length || (lengths[other] == length && other < s);
+        const i32 columns = p.decode_plan.columns, column = rank % columns, row_start = rank - column;
+        const bool is_reversed = rank / columns % 2;
+        order[is_reversed ? row_start + min(columns, p.num_sequences - row_start) - 1 - column : rank] = s;
+    }
+    __syncthreads();
+}
+
 // Runs as one block, and overlaps the previous kernel.
 KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
     extern __shared__ i32 shared[];
-    i32* decode_starts = shared;                                 // [num_sequences + 1]
+    i32* order = shared;                                         // [num_sequences]
+    i32* decode_starts = order + p.num_sequences;                // [num_sequences + 1], in that order
     i32* prefill_starts = decode_starts + p.num_sequences + 1;   // [num_sequences + 1]
-    i32* partial_starts = prefill_starts + p.num_sequences + 1;  // [num_sequences], -1: not divided
+    i32* partial_starts = prefill_starts + p.num_sequences + 1;  // [num_sequences], in that order; -1: not divided
     const PrefixPlan prefixes{p.prefix, partial_starts + p.num_sequences, p.num_sequences, p.group};
     __shared__ i32 sums[32];
     start_next();
@@ -121,6 +148,7 @@ KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
     for (int i = thread; i < p.num_arrivals; i += threads) p.arrivals[i] = 0;
 
     prefixes.divide();
+    put_in_order(order, partial_starts, p, prefixes);
 
     // Splits per item, so that the work is about evenly spread.
     i32 splits = 0;
@@ -130,28 +158,31 @@ KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
     }
     i32 all_splits, total;
     block_scan(splits, sums, all_splits);
-    const i32 item_splits = max(1, divide_up(all_splits, p.wanted_items));
+    const i32 item_splits = max(1, divide_up(all_splits, p.decode_plan.wanted_items));
 
     // Where each sequence's items and workspace rows begin. Sequences for which no workspace is left are not divided.
     i32 partials = 0, decodes = 0, prefills = 0;
     for (int start = 0; start < p.num_sequences; start += threads) {
-        const int s = start + thread;
-        Demand d = s < p.num_sequences ? demand_of(p, s, prefixes.group_of(s)) : Demand{};
+        const i32 i = start + thread;
+        const bool exists = i < p.num_sequences;
+        const i32 s = exists ? order[i] : 0;
+        const Demand d = exists ? demand_of(p, s, prefixes.group_of(s)) : Demand{};
         const i32 num_splits = d.end_split - d.first_split;
         const bool may_divide = d.decode && num_splits > item_splits;
         const i32 wanted = may_divide ? d.num_rows * num_splits : 0;
         const i32 partial_start = partials + block_scan(wanted, sums, total);
         partials += total;
-        const bool is_divided = may_divide && partial_start + wanted <= p.partial_rows;
+        const bool is_divided = may_divide && partial_start + wanted <= p.decode_plan.partial_rows;
         const i32 num_items = is_divided ? divide_up(num_splits, item_splits) : 1;
         const i32 decode_start = decodes + block_scan(d.decode ? d.row_tiles * num_items : 0, sums, total);
         decodes += total;
-        const i32 prefill_start = prefills + block_scan(d.decode ? 0 : d.row_tiles, sums, total);
+        const Demand in_turn = exists ? demand_of(p, i, nullptr) : Demand{};
+        const i32 prefill_start = prefills + block_scan(in_turn.decode ? 0 : in_turn.row_tiles, sums, total);
         prefills += total;
-        if (s < p.num_sequences) {
-            decode_starts[s] = decode_start;
-            prefill_starts[s] = prefill_start;
-            partial_starts[s] = is_divided ? partial_start : -1;
+        if (exists) {
+            decode_starts[i] = decode_start;
+            prefill_starts[i] = prefill_start;
+            partial_starts[i] = is_divided ? partial_start : -1;
         }
     }
     if (thread == 0) {
@@ -162,19 +193,19 @@ KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
     __syncthreads();
 
     for (int i = thread; i < decodes; i += threads) {
-        const i32 s = sequence_of(decode_starts, p.num_sequences, i);
+        const i32 place = sequence_of(decode_starts, p.num_sequences, i), s = order[place];
         const Group* group = prefixes.group_of(s);
         const Demand d = demand_of(p, s, group);
         const i32 num_splits = d.end_split - d.first_split;
-        const i32 num_items = partial_starts[s] < 0 ? 1 : divide_up(num_splits, item_splits);
-        const i32 row_tile = (i - decode_starts[s]) / num_items, number = (i - decode_starts[s]) % num_items;
+        const i32 num_items = partial_starts[place] < 0 ? 1 : divide_up(num_splits, item_splits);
+        const i32 row_tile = (i - decode_starts[place]) / num_items, number = (i - decode_starts[place]) % num_items;
         Item item = whole_item(p, s, d, row_tile, DECODE_ROWS);
         if (group) prefixes.leave(item, *group);
         if (num_items > 1) {  // may come out without tiles: the items are cut for the sequence, not for the row tile
             const i32 first = (d.first_split + number * item_splits) * SPLIT_TILES;
             item.first_tile = max(item.first_tile, first);
             item.end_tile = min(item.end_tile, first + item_splits * SPLIT_TILES);
-            item.partial_row = partial_starts[s] + item.first_row * num_splits - d.first_split * item.num_rows;
+            item.partial_row = partial_starts[place] + item.first_row * num_splits - d.first_split * item.num_rows;
             item.num_items = num_items;
             item.arrivals = i - number;
         }

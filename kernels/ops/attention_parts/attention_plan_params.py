@@ -35,6 +35,15 @@ class PlanCounts(CudaStruct, source="attention/attention_plan"):
     prefill_counter: Int32  # of work that blocks of attention_prefill_hopper have taken, 0 before and after
 
 
+class DecodePlanParams(CudaStruct, source="attention/attention_plan"):
+    """How attention_plan lists decode items."""
+
+    short_rows: Int32  # sequences of so many query rows are decode work too
+    wanted_items: Int32  # into about so many items it is divided when there are few sequences
+    partial_rows: Int32  # rows of the workspace for divided items
+    columns: Int32  # sequences whose blocks make about one for each SM
+
+
 class PrefillPlanParams(CudaStruct, source="attention/attention_plan"):
     """How attention_plan lists prefill items."""
 
@@ -54,9 +63,7 @@ class AttentionPlanParams(CudaStruct, source="attention/attention_plan"):
     num_sequences: Int32
     group: Int32  # query heads per KV head
     window: Int32
-    short_rows: Int32  # sequences of so many query rows are decode work too
-    wanted_items: Int32  # into about so many items decode work is divided when there are few sequences
-    partial_rows: Int32
     num_arrivals: Int32
+    decode_plan: DecodePlanParams
     prefill: PrefillPlanParams
     prefix: PrefixPlanParams

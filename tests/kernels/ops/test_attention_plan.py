@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from kernels.weights.parameters import Attention
 from tests.kernels.conftest import Download, Upload
 
 GPUS = {"H100": H100, "A100": A100}
+SPLIT_TOKENS = 4 * TILE_KEYS
 SHARED_BYTES = 99 * 1024  # of a block, on every GPU since compute capability 8.0
 
 
@@ -171,6 +173,23 @@ def test_prefill_items_of_many_tiles_come_first_whatever_sequence_they_are_of(
     assert (np.diff(classes) <= 0).all() and set(classes) == set(range(PREFILL_CLASSES))
     for each in range(PREFILL_CLASSES):  # a sequence's items read the same keys
         assert (np.diff(items["sequence"][classes == each]) >= 0).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("num_sequences", "window"), [(300, 0), (300, 1000), (1000, 0)])
+def test_decode_items_of_most_keys_come_first_and_sms_get_long_and_short_ones(
+    context: Context, upload: Upload, download: Download, num_sequences: int, window: int
+) -> None:
+    starts = np.random.default_rng(0).integers(0, 3000, num_sequences).astype(np.int32)
+    step = step_of(upload, starts, np.ones(num_sequences, np.int32))
+    plan = plan_attention(context, step, Attention(14, 2, 64, scale=1.0, window=window))
+    items = read_items(download, plan.decode_items, num_sequences)
+    first_splits = np.maximum(starts - (window or 1 << 30) + 1, 0) // SPLIT_TOKENS
+    lengths = (starts + 1 - first_splits * SPLIT_TOKENS)[items["sequence"]]
+    columns = context.gpu.num_sms // 2
+    rows = [lengths[first : first + columns] for first in range(0, num_sequences, columns)]
+    assert all(row.min() >= next_row.max() for row, next_row in pairwise(rows))
+    assert all((np.diff(row) * (1 if number % 2 else -1) >= 0).all() for number, row in enumerate(rows))
 
 
 def step_of(upload: Upload, starts: np.ndarray, counts: np.ndarray) -> Step[DeviceArray]:
