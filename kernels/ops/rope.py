@@ -27,10 +27,21 @@ _Q8 = {"KV_Q8": 1}
 declare_constants("rope/rope.cu", WARPS=_WARPS, HEADS=_WARP_HEADS, WHOLE_WARPS=_WHOLE_WARPS)
 
 
+class AngleParams(CudaStruct, source="rope/rope_rotation"):
+    """What cosines and sines are made of."""
+
+    inverse_frequencies: Pointer  # [sets, num_pairs] float32
+    num_pairs: Int32
+    long_after: Int32  # sequences of more tokens take the second set of frequencies; -1: there is one set
+    attention_factor: Float32
+    query_growth_rate: Float32
+    query_growth_interval: Int32  # 0: queries do not grow
+
+
 class RotationParams(CudaStruct, source="rope/rope_rotation"):
     """What rope_rotation is given."""
 
-    inverse_frequencies: Pointer  # [sets, num_pairs] float32
+    angles: AngleParams
     positions: Pointer  # [num_tokens] int32, -1: padding
     sequence_lengths: Pointer  # [num_sequences] int32
     sequence_rows: Pointer  # [num_tokens] int32
@@ -38,11 +49,6 @@ class RotationParams(CudaStruct, source="rope/rope_rotation"):
     sine: Pointer  # [num_tokens, num_pairs] float32
     query_factors: Pointer  # [num_tokens] float32; null: queries do not grow
     num_tokens: Int32
-    num_pairs: Int32
-    long_after: Int32  # sequences of more tokens take the second set of frequencies; -1: there is one set
-    attention_factor: Float32
-    query_growth_rate: Float32
-    query_growth_interval: Int32
 
 
 class RopeParams(CudaStruct, source="rope/rope"):
@@ -137,10 +143,9 @@ def rotation(
     """
     num_tokens, num_pairs = positions.size, rope.inverse_frequencies.shape[1]
     cosine, sine = (context.scratch((num_tokens, num_pairs), np.float32) for _ in range(2))
-    growth = rope.query_growth
-    query_factors = context.scratch((num_tokens,), np.float32) if growth else None
+    query_factors = context.scratch((num_tokens,), np.float32) if rope.query_growth else None
     params = RotationParams(
-        inverse_frequencies=rope.inverse_frequencies.pointer,
+        angles=angle_params(rope),
         positions=positions.pointer,
         sequence_lengths=sequence_lengths.pointer,
         sequence_rows=sequence_rows.pointer,
@@ -148,14 +153,22 @@ def rotation(
         sine=sine.pointer,
         query_factors=pointer_of(query_factors),
         num_tokens=num_tokens,
-        num_pairs=num_pairs,
-        long_after=-1 if rope.long_after is None else rope.long_after,
-        attention_factor=rope.attention_factor,
-        query_growth_rate=growth.rate if growth else 0.0,
-        query_growth_interval=growth.interval if growth else 1,
     )
     context.launch("rope/rope_rotation", "rope_rotation", -(-num_tokens * num_pairs // _THREADS), _THREADS, params)
     return Rotation(cosine, sine, rope.pairing, query_factors)
+
+
+def angle_params(rope: Rope[DeviceArray]) -> AngleParams:
+    """``rope`` for the struct of a kernel."""
+    growth = rope.query_growth
+    return AngleParams(
+        inverse_frequencies=rope.inverse_frequencies.pointer,
+        num_pairs=rope.inverse_frequencies.shape[1],
+        long_after=-1 if rope.long_after is None else rope.long_after,
+        attention_factor=rope.attention_factor,
+        query_growth_rate=growth.rate if growth else 0.0,
+        query_growth_interval=growth.interval if growth else 0,
+    )
 
 
 def rope_write(

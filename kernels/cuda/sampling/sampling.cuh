@@ -3,24 +3,9 @@
 // Whatever is summed is an integer, so that atomics and any split of a row over blocks give the same result: a row's
 // draw depends on nothing but the row. Probabilities are counted in units of 2^-45 of the largest one.
 #pragma once
-#include "../common/common.cuh"
+#include "sampling_rank.cuh"
 
 constexpr int QUADS = SLICE / (4 * THREADS);
-constexpr float POSITIVE_INFINITY = -NEGATIVE_INFINITY;
-constexpr u32 NOT_FINITE = 0xFFFFFFFFu;  // ordered bits of no number
-
-// ---- numbers as integers of the same order
-
-DEVICE u32 ordered_bits(float value) {
-    u32 bits = __float_as_uint(__fadd_rn(value, 0.0f));  // -0 becomes 0, which it equals
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-DEVICE float from_ordered(u32 bits) { return __uint_as_float(bits >> 31 ? bits & 0x7FFFFFFFu : ~bits); }
-
-// The larger of two ranks is the larger value, and of equal values the lower id.
-DEVICE u64 rank_of(u32 ordered, u32 id) { return (u64)ordered << 32 | (u32)~id; }
-DEVICE u32 rank_bits(u64 rank) { return (u32)(rank >> 32); }
-DEVICE u32 rank_id(u64 rank) { return ~(u32)rank; }
 
 // ---- reading
 
@@ -58,15 +43,6 @@ struct BlockScratch {
     u64 place_before;
     int place;
 };
-
-DEVICE u64 warp_largest(u64 value) {
-#pragma unroll
-    for (int distance = 16; distance; distance >>= 1) {
-        u64 other = __shfl_xor_sync(ALL_LANES, value, distance);
-        value = other > value ? other : value;
-    }
-    return value;
-}
 
 DEVICE u64 block_largest(u64 value, BlockScratch& shared) {
     value = warp_largest(value);
@@ -169,15 +145,7 @@ DEVICE u64 row_largest(const u64* ranks, int num_chunks) {
 #pragma unroll 1
     for (int first = threadIdx.x % 32; first < num_chunks; first += 4 * 32)
 #pragma unroll
-        for (int i = 0; i < 4; i++) {  // loaded together
-            const u64 other = first + i * 32 < num_chunks ? ranks[first + i * 32] : 0;
-            rank = other > rank ? other : rank;
-        }
+        for (int i = 0; i < 4; i++)  // loaded together
+            rank = larger(rank, first + i * 32 < num_chunks ? ranks[first + i * 32] : 0);
     return warp_largest(rank);
-}
-
-// The token of temperature 0: the lowest id of the largest logit, -1 where that is not a finite number.
-DEVICE int greedy_id(u64 rank) {
-    const u32 bits = rank_bits(rank);
-    return bits == NOT_FINITE || from_ordered(bits) == NEGATIVE_INFINITY ? -1 : (int)rank_id(rank);
 }
