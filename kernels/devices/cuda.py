@@ -17,7 +17,7 @@ from kernels.runtime.compiler import Compiler, Variant, architecture
 from kernels.runtime.cuda_runtime import DeviceProperties, Event, Graph, Stream
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import GpuSpec
-from kernels.runtime.launcher import Context
+from kernels.runtime.launcher import Context, LaunchList
 from kernels.runtime.memory import Arena, DeviceMemory, MemoryPlan, pinned, verify_residency
 from kernels.runtime.module_cache import ModuleCache
 from kernels.weights.half_copy import HalfCopies
@@ -114,6 +114,13 @@ class CudaDevice(ArenaDevice):
     def capture(self, enqueue: Callable[[], None], name: str) -> Graph:
         """What ``enqueue`` enqueues, as a graph; ``name`` tells which one failed. Its kernels must have run before."""
         return self.stream.capture(enqueue, name)
+
+    def record(self, enqueue: Callable[[], None]) -> LaunchList:
+        """The few kernels that ``enqueue`` launches, doing nothing else, as what launches them one by one.
+
+        They begin sooner than a graph. They must have run before.
+        """
+        return self.context.record(enqueue)
 
     def memory_bytes(self) -> int:
         """Device memory taken since the device was opened, by whatever the driver counts."""

@@ -206,6 +206,12 @@ class GpuDevice(Device, Protocol):
     def capture(self, enqueue: Callable[[], None], name: str) -> GpuGraph:
         """What ``enqueue`` enqueues, as a graph; ``name`` tells which one failed. Its kernels must have run before."""
 
+    def record(self, enqueue: Callable[[], None]) -> GpuGraph:
+        """The few kernels that ``enqueue`` launches, doing nothing else, as what launches them one by one.
+
+        They begin sooner than a graph. They must have run before.
+        """
+
 
 def is_gpu(device: Device) -> TypeGuard[GpuDevice]:
     """Whether ``device`` has memory and a stream of its own: every device that `open_device` opens but ``cpu``."""

@@ -63,6 +63,7 @@ class Context:
         self._params_address = ctypes.addressof(self._params)
         self._params_array = (ctypes.c_void_p * 1)(self._params_address)
         self._params_array_address = ctypes.addressof(self._params_array)
+        self._record: LaunchList | None = None  # what takes the launches
         if modules is not None:
             assert stream is not None, "kernels are launched on a stream"
             self.stream = stream
@@ -124,12 +125,25 @@ class Context:
         self.last_enqueued = kernel
         if not prepared:
             return
-        self.stream.last_enqueued = kernel
         config, handle = prepared
+        if self._record is not None:
+            self._record.add(kernel, config, handle, params)
+            return
+        self.stream.last_enqueued = kernel
         ctypes.memmove(self._params_address, params, len(params))
         (error,) = self._launch(config, handle, self._params_array_address, 0)
         if error is not self._success:
             raise CudaFailure(kernel, error.name)
+
+    def record(self, enqueue: Callable[[], None]) -> LaunchList:
+        """The launches of ``enqueue``, which does nothing else; they are not done now."""
+        assert not self.dry and self._record is None
+        self._record = launches = LaunchList(self.stream)
+        try:
+            enqueue()
+        finally:
+            self._record = None
+        return launches
 
     def note_variant(self, source: str, defines: Mapping[str, int | str]) -> None:
         """Put it among the ``variants``, as its launch would."""
@@ -160,6 +174,31 @@ class Context:
             grid, block, shared_bytes, self.stream.handle, starts_early=self.gpu.has_dependent_launch
         )
         return config, function.handle
+
+
+class LaunchList:
+    """Launches with all their parameters, to be done again: where they are few, a graph of them begins later."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._launch, self._success = driver.launch_call()
+        self._launches: list[tuple[str, LaunchConfig, FunctionHandle, int]] = []
+        self._kept: list[object] = []  # what the addresses lead to
+
+    def add(self, kernel: str, config: LaunchConfig, handle: FunctionHandle, params: bytes) -> None:
+        """One more, behind the others."""
+        copy = ctypes.create_string_buffer(params, len(params))
+        array = (ctypes.c_void_p * 1)(ctypes.addressof(copy))
+        self._kept += (copy, array)
+        self._launches.append((kernel, config, handle, ctypes.addressof(array)))
+
+    def launch(self) -> None:
+        """Enqueue them; raises `CudaFailure`."""
+        for kernel, config, handle, params in self._launches:
+            self._stream.last_enqueued = kernel
+            (error,) = self._launch(config, handle, params, 0)
+            if error is not self._success:
+                raise CudaFailure(kernel, error.name)
 
 
 def bind(context: Context, function: Callable[Concatenate[Context, P], R]) -> Callable[P, R]:

@@ -49,6 +49,26 @@ def test_a_replayed_graph_does_what_the_launches_did(
     assert device.stream.last_enqueued == "probe step"
 
 
+def test_recorded_launches_do_what_the_launches_did(
+    device: CudaDevice, probes: Context, upload: Upload, download: Download
+) -> None:
+    values = np.random.default_rng(8).random(5000, np.float32)
+    eager, again = upload(values), upload(values)
+
+    def step(array: DeviceArray) -> None:
+        for amount in (1.0, 0.5, 0.25):
+            add(probes, array, amount)
+
+    step(eager)
+    recorded = probes.record(lambda: step(again))
+    np.testing.assert_array_equal(download(again), values)  # recorded, not run
+    recorded.launch()
+    np.testing.assert_array_equal(download(again), download(eager))
+    step(eager)
+    recorded.launch()
+    np.testing.assert_array_equal(download(again), download(eager))
+
+
 def test_a_failed_capture_leaves_the_stream_usable(
     device: CudaDevice, probes: Context, upload: Upload, download: Download
 ) -> None:
