@@ -152,6 +152,16 @@ class PrefixGroups(msgspec.Struct, Generic[Array], frozen=True, eq=False):
     members: Array  # [S] int32: rows of the arrays of sequences, group after group
 
 
+class GreedyDraw(NamedTuple, Generic[Array]):
+    """Where the ids of the largest logits go: of equals the lowest, -1 where logits are not finite."""
+
+    ids: Array  # [R] int32
+    host_ids: HostIds = None  # [R], gets them, too
+    output_positions: Array | None = None
+    """[R] int64. If there are some, the step's arrays are those of the step before, which drew ``ids``, and the forward
+    pass begins with what `begin_decode` does where there are no updates."""
+
+
 class Step(msgspec.Struct, Generic[Array], frozen=True, eq=False):
     """The tokens of one step, sequence after sequence; prefill chunk and decode differ only in their count.
 
@@ -175,10 +185,11 @@ class Step(msgspec.Struct, Generic[Array], frozen=True, eq=False):
     prefixes: PrefixGroups[Array] | None = None  # None: nothing is attended to together
     has_short_chunks: bool = True  # some sequences may have at most `SHORT_CHUNK` tokens
     has_long_context: bool = False  # one of few sequences, or the mean of many, is so long that other ways are faster
+    greedy: GreedyDraw[Array] | None = None  # the forward pass draws, too (`Model.draws_in_one_kernel`)
 
     def arrays(self) -> dict[str, Array]:
-        """All arrays but those of `states` and `prefixes`, by name."""
-        others = "states", "prefixes", "has_short_chunks", "has_long_context"
+        """All arrays but those of `states`, `prefixes` and `greedy`, by name."""
+        others = "states", "prefixes", "has_short_chunks", "has_long_context", "greedy"
         return {name: getattr(self, name) for name in self.__struct_fields__ if name not in others}
 
 
@@ -268,32 +279,3 @@ def first(array: Rows, count: int) -> Rows:
 def behind(array: Rows, count: int) -> Rows:
     """All rows but the first ``count``."""
     return cast(Rows, array[count:] if isinstance(array, np.ndarray) else array.rows(count, array.shape[0]))
-
-
-def dry_step(
-    num_tokens: int,
-    num_sequences: int,
-    num_logits: int,
-    max_blocks: int,
-    *,
-    has_states: bool = False,
-    prefixes: PrefixGroups[DeviceArray] | None = None,
-) -> Step[DeviceArray]:
-    """A step of these sizes without memory: for running a model's `forward` on a dry context."""
-
-    def ints(*shape: int) -> DeviceArray:
-        return DeviceArray(0, shape, np.dtype(np.int32))
-
-    return Step(
-        token_ids=ints(num_tokens),
-        positions=ints(num_tokens),
-        slots=ints(num_tokens),
-        sequence_rows=ints(num_tokens),
-        query_starts=ints(num_sequences + 1),
-        context_lengths=ints(num_sequences),
-        sequence_lengths=ints(num_sequences),
-        block_tables=ints(num_sequences, max_blocks),
-        logit_rows=ints(num_logits),
-        states=StateRows(ints(num_sequences), ints(num_sequences)) if has_states else None,
-        prefixes=prefixes,
-    )

@@ -23,7 +23,7 @@ import kernels.reference.sampling
 from kernels.batch import AnyArray, HostIds, LayerCache, LayerState, LogitEdits, SamplingParams, Step
 from kernels.decode_rows import DecodeRows
 from kernels.logit_edits import EditResets
-from kernels.weights.parameters import Attention, Clamp, DeltaNet, DenseLayer, Geglu, Norm, OutputHead, Rope
+from kernels.weights.parameters import Attention, Clamp, DeltaNet, DenseModel, Geglu, LayersSupport, Norm, Rope
 
 if TYPE_CHECKING:
     from kernels.runtime.launcher import Context
@@ -162,21 +162,19 @@ class Ops(Protocol[Array, Matrix, Projection, Router, Experts, Angles, Attention
     ) -> None:
         """Norm, router, and the sum of each token's best experts, added to the residual stream or stored."""
 
-    def decode_layers_obstacle(self, layers: Sequence[DenseLayer[Array, Projection]], num_tokens: int) -> str | None:
-        """What keeps `decode_layers` from being for so many tokens of them and faster than ops; None: nothing."""
+    def decode_layers_support(self, model: DenseModel[Array, Matrix, Projection]) -> LayersSupport:
+        """Of how many tokens `decode_layers` is for the model and faster than ops, and what it needs besides."""
 
     def decode_layers(
         self,
-        layers: Sequence[DenseLayer[Array, Projection]],
-        head: OutputHead[Array, Projection],
-        by: Angles,
+        model: DenseModel[Array, Matrix, Projection],
         step: Step[Array],
-        x: Array,
         *,
+        words: Array,
         out_caches: Sequence[LayerCache[Array]],
         out: Array,
     ) -> None:
-        """Logits of a step of few sequences with a token each: all layers, norm and output head. Uses up ``x``."""
+        """Logits of a step of few sequences with a token each: embedding, all layers, norm and output head."""
 
     def norm_head(
         self, x: Array, rows: Array, norm: Norm[Array], head: Projection, *, softcap: float = 0.0, out: Array
@@ -248,7 +246,7 @@ class CudaOps:
         self.short_convolution = bind(context, convolution.short_convolution)
         self.gated_delta_net = bind(context, delta_net.gated_delta_net)
         self.norm_moe_residual = bind(context, moe.norm_moe_residual)
-        self.decode_layers_obstacle = bind(context, decode_layers.decode_layers_obstacle)
+        self.decode_layers_support = bind(context, decode_layers.decode_layers_support)
         self.decode_layers = bind(context, decode_layers.decode_layers)
         self.norm_head = bind(context, matmul.norm_head)
         self.reset_edits = bind(context, reset_edits)
@@ -287,7 +285,7 @@ class ReferenceOps:
         self.short_convolution = kernels.reference.convolution.short_convolution
         self.gated_delta_net = kernels.reference.delta_net.gated_delta_net
         self.norm_moe_residual = kernels.reference.moe.norm_moe_residual
-        self.decode_layers_obstacle = kernels.reference.decode_layers.decode_layers_obstacle
+        self.decode_layers_support = kernels.reference.decode_layers.decode_layers_support
         self.decode_layers = kernels.reference.decode_layers.decode_layers
         self.norm_head = kernels.reference.norm.norm_head
         self.reset_edits = kernels.reference.sampling.reset_edits

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from kernels.batch import Step, dry_step, first
+from kernels.batch import Step, first
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.protocol import Device, GpuDevice, is_gpu
+from kernels.dry_step import dry_step
 from kernels.kernel_variants import common_variants
 from kernels.ops.copied.copy_value import copy_value
 from kernels.ops.matmul_tuning import tokens_of_shapes

@@ -46,9 +46,23 @@ def begin_decode(rows: DecodeRows[NDArray[Any]], num_rows: int, block_tokens: in
         rows.states.slots[row], rows.states.sources[row] = update["state_slot"], update["state_source"]
     counts["num_rows"] = counts["num_blocks"] = 0
 
-    positions = rows.positions[:num_rows]
-    block_ids = rows.block_tables[np.arange(num_rows), np.maximum(positions, 0) // block_tokens]
-    rows.slots[:num_rows] = np.where(positions < 0, -1, block_ids * block_tokens + positions % block_tokens)
+    rows.slots[:num_rows] = _slots(rows.positions[:num_rows], rows.block_tables, block_tokens)
+
+
+def continue_rows(step: Step[NDArray[Any]], block_tokens: int) -> None:
+    """Make ``step`` the next one, as `begin_decode` does where there are no updates; it has `output_positions`."""
+    greedy, live = step.greedy, np.flatnonzero(step.positions != EMPTY_ROW)
+    assert greedy is not None and greedy.output_positions is not None
+    step.token_ids[live] = np.maximum(greedy.ids[live], 0)
+    for array in (step.positions, step.context_lengths, step.sequence_lengths, greedy.output_positions):
+        array[live] += 1
+    step.slots[:] = _slots(step.positions, step.block_tables, block_tokens)
+
+
+def _slots(positions: Int32, block_tables: Int32, block_tokens: int) -> NDArray[Any]:
+    """The KV slots of positions of rows, -1 of those without a sequence."""
+    block_ids = block_tables[np.arange(positions.size), np.maximum(positions, 0) // block_tokens]
+    return np.where(positions < 0, -1, block_ids * block_tokens + positions % block_tokens)
 
 
 def resolve_tokens(token_ids: Int32, drawn: Int32) -> None:

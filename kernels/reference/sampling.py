@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import ANY_ID, HostIds, LogitEdits, SamplingParams, decode_only_id
+from kernels.batch import ANY_ID, GreedyDraw, HostIds, LogitEdits, SamplingParams, decode_only_id
 from kernels.logit_edits import MAX_COUNT, EditResets
 
 Float32 = NDArray[np.float32]
@@ -100,6 +100,19 @@ def mask_logits(logits: Float32, numbers: Int32, masks: UInt32, *, out: Float32)
         out[row] = np.where(np.arange(vocab_size) == decode_only_id(int(numbers[row])), out[row], -np.inf)
 
 
+def largest_ids(logits: Float32) -> Int64:
+    """Ids [R] of the largest of ``logits`` [R, V], of equals the lowest; -1 where `sample` says so."""
+    largest = logits.max(axis=1)  # NaN if there is one
+    return np.where(np.isfinite(largest), logits.argmax(axis=1), -1)
+
+
+def draw_greedily(logits: Float32, greedy: GreedyDraw[NDArray[Any]]) -> None:
+    """Put `largest_ids` of ``logits`` [R, V] where ``greedy`` says."""
+    greedy.ids[:] = largest_ids(logits)
+    if greedy.host_ids is not None:
+        greedy.host_ids[:] = greedy.ids
+
+
 def sample(logits: Float32, params: SamplingParams[NDArray[Any]], *, out_ids: Int32, host_ids: HostIds = None) -> None:
     """Draw one token id a row.
 
@@ -111,12 +124,11 @@ def sample(logits: Float32, params: SamplingParams[NDArray[Any]], *, out_ids: In
     but -inf: such logits are an error of the model, never a token. ``host_ids`` [R] gets the ids, too.
     """
     edit_logits(logits, params)
-    largest = logits.max(axis=1)  # NaN if there is one
-    drawable = np.isfinite(largest)
-    out_ids[:] = np.where(drawable, logits.argmax(axis=1), -1)
-    random = np.flatnonzero(drawable & (params.rows["temperature"] > 0))
+    out_ids[:] = largest_ids(logits)
+    random = np.flatnonzero((out_ids >= 0) & (params.rows["temperature"] > 0))
     if random.size:
-        out_ids[random] = _draw(logits[random], largest[random], params.rows[random], params.output_positions[random])
+        largest = logits[random, out_ids[random]]
+        out_ids[random] = _draw(logits[random], largest, params.rows[random], params.output_positions[random])
     if host_ids is not None:
         host_ids[:] = out_ids
     count(out_ids, params)

@@ -6,7 +6,8 @@ What matrices become is each device's own (`kernels.devices.protocol.WeightStore
 
 from __future__ import annotations
 
-from typing import Generic, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -19,6 +20,7 @@ HeadOrder = Literal["tiled", "grouped"]
 
 Array = TypeVar("Array", covariant=True)
 Projection = TypeVar("Projection", covariant=True)
+Matrix = TypeVar("Matrix", covariant=True)
 
 
 class Weight(msgspec.Struct, frozen=True, eq=False):
@@ -161,11 +163,38 @@ class DenseLayer(msgspec.Struct, Generic[Array, Projection], frozen=True, eq=Fal
     down: Projection
 
 
+class TokenEmbedding(msgspec.Struct, Generic[Matrix], frozen=True, eq=False):
+    """Where tokens' embeddings are."""
+
+    table: Matrix
+    scale: float
+
+
 class OutputHead(msgspec.Struct, Generic[Array, Projection], frozen=True, eq=False):
     """What comes after the layers: a norm, and the projection that gives logits."""
 
     norm: RmsNorm[Array]
     projection: Projection
+
+
+class DenseModel(msgspec.Struct, Generic[Array, Matrix, Projection], frozen=True, eq=False):
+    """A transformer of dense layers, from token ids to logits."""
+
+    embedding: TokenEmbedding[Matrix]
+    rope: Rope[Array]
+    layers: Sequence[DenseLayer[Array, Projection]]
+    head: OutputHead[Array, Projection]
+
+
+class LayersSupport(NamedTuple):
+    """What the op `decode_layers` can do with a `DenseModel`."""
+
+    obstacle: str | None
+    """Why nothing, in words in which "it" is its kernel; None: it runs such a model."""
+    num_tokens: tuple[int, ...] = ()
+    """Of steps that it runs."""
+    words: NDArray[np.float32] = np.empty(0, np.float32)
+    """What it needs in device memory, the same again when it is done. None: it does not draw (`Step.greedy`)."""
 
 
 class DeltaNet(msgspec.Struct, Generic[Array], frozen=True, eq=False):

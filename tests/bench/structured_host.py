@@ -82,6 +82,7 @@ class InstantModel:
     """Has no weights and no cache."""
 
     recompute_at, one_kernel_contexts, bytes_per_state = None, MappingProxyType[int, int]({}), 0
+    draws_in_one_kernel = False
 
     def __init__(
         self, vocab_size: int, host_time: PartTimes, context_length: int = PROMPT_TOKENS + OUTPUT_TOKENS

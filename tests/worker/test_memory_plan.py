@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import kernels.ops.matmul
-from kernels.batch import PrefixGroups, dry_step
+from kernels.batch import PrefixGroups
 from kernels.devices.dry_run import DryRunDevice
+from kernels.dry_step import dry_step
 from kernels.errors import OutOfDeviceMemory
 from kernels.ops.attention_parts.prefix_attention import MAX_GROUPS
 from kernels.ops.matmul_params import Product

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import Array, StateRows, Step, dry_step
+from kernels.batch import Array, StateRows, Step
 from kernels.devices.dry_run import DryRunDevice
 from kernels.devices.protocol import GpuDevice, is_gpu
+from kernels.dry_step import dry_step
 from kernels.runtime.device_array import DeviceArray
 from orcd.errors import InvalidRequest
 from worker.load import device_errors, open_configured_device
@@ -96,7 +97,7 @@ def _upload(device: GpuDevice, step: Step[NDArray[np.int32]]) -> Step[DeviceArra
     states = None
     if step.states is not None:
         states = StateRows(*(device.upload(device.step_buffers, array) for array in _state_arrays(step)))
-    return Step(**arrays, states=states, prefixes=None, has_short_chunks=True, has_long_context=False)
+    return Step(**arrays, states=states, prefixes=None, has_short_chunks=True, has_long_context=False, greedy=None)
 
 
 def _state_arrays(step: Step[Array]) -> list[Array]:

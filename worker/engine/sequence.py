@@ -75,19 +75,19 @@ class Sequence:
     """Tokens that are not for `worker.engine.output_buffer` to hand out, as it has, or an earlier owner."""
     is_late: bool = False
     """Whether its constraint has not taken yet what was drawn: it is in no step until then."""
-    unsent_logprobs: list[bytes] = field(default_factory=list)
-    """Records of the log probabilities of the others."""
+    unsent_logprobs: list[bytes] = field(default_factory=list)  # records of the log probabilities of the others
     clock: StepClock | None = None
     """What counts its tokens while every step computes one (`worker.engine.cohort`)."""
     _num_tokens: int = field(init=False)
     """`num_tokens`, and this and the next one as they were when the clock began, if it counts."""
     _num_computed: int = field(init=False, default=0)
-    most_tokens: int = field(init=False)
-    """With so many it ends."""
+    most_tokens: int = field(init=False)  # with so many it ends
     is_edited: bool = field(init=False)
     """Whether anything changes its logits before a draw: penalties, biases, or stop ids that `min_tokens` bans."""
     draws_in_graph: bool = field(init=False)
     """Whether a draw needs nothing of the host (no mask is written for it) and tells it nothing but the id."""
+    takes_largest: bool = field(init=False)
+    """Whether a draw takes the largest logit as the model gives it, and needs nothing of the host either."""
     takes_forced: bool = field(init=False)
     """Whether a token without alternatives needs no draw: nobody asks for log probabilities, and no edits count it."""
 
@@ -97,6 +97,7 @@ class Sequence:
         options = self.sampling
         self.is_edited = self.is_penalised or bool(self.biases or (options.stop_token_ids and options.min_tokens))
         self.draws_in_graph = self.constraint is None and options.logprobs is None
+        self.takes_largest = self.draws_in_graph and options.temperature == 0 and not self.is_edited
         self.takes_forced = self.constraint is not None and options.logprobs is None and not self.is_edited
 
     @property
@@ -211,8 +212,7 @@ class Sequence:
         """Hold no blocks: nothing of it is computed any more."""
         self.block_ids = []
         self.revision += 1
-        self.num_published = 0
-        self.num_computed = 0
+        self.num_published = self.num_computed = 0
 
     def launch(self, num_tokens: int, draws: bool) -> None:
         """A step computes its next ``num_tokens``, and draws another token if ``draws``."""

@@ -54,6 +54,8 @@ class Model(msgspec.Struct, frozen=True, eq=False):
     """Length beyond which a sequence's cached K and V are void and must be computed again; None: never."""
     one_kernel_contexts: Mapping[int, int] = {}
     """Steps of so many sequences run all layers in one kernel up to this context length; others never."""
+    draws_in_one_kernel: bool = False
+    """Whether these steps may draw, too (`kernels.batch.Step.greedy`)."""
     one_kernel_obstacle: str | None = None
     """Why none does, in words in which "it" is that kernel."""
 
@@ -134,7 +136,8 @@ def assemble_model(config: ModelConfig, weights: Weights, device: Device) -> Mod
     # Damaged weights may overflow: no reason for a warning, as the sampler refuses what comes out.
     forward = np.errstate(over="ignore", invalid="ignore")(family.forward)
     if isinstance(family, Llama):
-        contexts, obstacle = family.one_kernel_contexts, family.one_kernel_obstacle
+        kernel = family.one_kernel
+        one_kernel = kernel.contexts, kernel.draws, kernel.obstacle
     else:
-        contexts, obstacle = {}, f"it is for models of Llama's family, and this is {config.architecture}"
-    return Model(config, device, forward, family.recompute_at, contexts, obstacle)
+        one_kernel = {}, False, f"it is for models of Llama's family, and this is {config.architecture}"
+    return Model(config, device, forward, family.recompute_at, *one_kernel)

@@ -1,7 +1,8 @@
-// All layers of a dense model and its output head for a few tokens, in one kernel whose blocks stay: for few sequences,
-// kernels that follow each other take longer to hand over than to compute. A block has the same rows of the weights in
-// each layer and copies the next layer's while it works on this one's. Blocks exchange activations as words that say
-// themselves whether they are there (decode_layers.cuh); nothing else is between them, no barrier and no atomic.
+// All of a dense model for a few tokens, from their ids to logits and, where each takes the largest, to the next ids, in
+// one kernel whose blocks stay: for few sequences, kernels that follow each other take longer to hand over than to
+// compute. A block has the same rows of the weights in each layer and copies the next layer's while it works on this
+// one's. Blocks exchange activations as words that say themselves whether they are there (decode_layers.cuh); nothing
+// else is between them, no barrier and no atomic.
 //
 // Sums are those of the other kernels bit for bit: the same split-K partitions, each one chain of tensor core products,
 // added in the same order; norms, attention and SwiGLU are made of the same functions.

@@ -2,6 +2,8 @@
 #pragma once
 #include "../attention/attention_merge.cuh"
 #include "../attention/attention_rope.cuh"
+#include "../rope/rope_angles.cuh"
+#include "../sampling/sampling_rank.cuh"
 
 static_assert(TOKENS == 1 || TOKENS == 2 || TOKENS == 4 || TOKENS == 8, "each of a sequence of its own");
 
@@ -35,13 +37,32 @@ struct LayerCut {
     float epsilon, inverse_width;
 };
 
+// The tokens' rows.
+struct LayersRows {
+    i32 *token_ids, *positions, *slots;       // [TOKENS]
+    i32 *context_lengths, *sequence_lengths;  // [TOKENS]
+    // [TOKENS], or null. If there are some, the arrays are those of the step before, which drew the head's `ids`, and
+    // the kernel begins with what decode_step_begin does where there are no updates.
+    i64* output_positions;
+};
+
+// What the first layer's residual stream is made of.
+struct LayersEmbedding {
+    const u8* packed;
+    i32 format, num_rows, num_units;
+    float scale;
+};
+
 // Where in a layer's words those of the first token are, and how many each token has: of Q, K and V, of what attention
 // gives, of the residual stream after that, of the activated gates, of the residual stream that goes into the next
 // layer.
 struct WordPlaces {
+    u32 first_layer;  // behind the embeddings, which are as the end of a layer
     u32 layer_words;
     u32 qkv_words, attended_words, activated_words, middle_words, end_words;
     u32 attended_at, middle_at, activated_at, end_at;
+    u32 stream_at;  // behind all layers: [TOKENS, width], the residual stream after them if there is no head
+    u32 ranks_at;   // then: [TOKENS, blocks of products, 2] of the largest logits
 };
 
 // The output head, or none: then its pointers are null.
@@ -50,21 +71,33 @@ struct LayersHead {
     const float* norm;  // [width]
     const i32* rows;    // [TOKENS] of the residual stream
     float* logits;      // [TOKENS, num_rows]
+    i32* ids;           // [TOKENS] gets those of the largest logits; or null
+    i32* host_ids;      // [TOKENS] the same, in page-locked host memory; or null
     i32 num_tiles, num_chunks, num_rows;
 };
 
 struct DecodeLayersParams {
     AttentionParams attention;  // `qkv`, `cache`, `work` and `out` are not used
-    RopeParams rope;
-    const i32* slots;  // [TOKENS]
-    float* x;          // [TOKENS, width] the residual stream, in and out
-    u32* words;        // [num_layers, places.layer_words] EMPTY
+    RopeParams rope;            // its pointers are null
+    AngleParams angles;
+    LayersRows rows;
+    LayersEmbedding embedding;
+    // EMPTY: those of embeddings, [num_layers, places.layer_words], and what `places` has behind them. If there is a
+    // head they are so again when the kernel ends.
+    u32* words;
     WordPlaces places;
     DecodeProduct qkv, output, gate_up, down;
     LayerCut cut;
     LayersHead head;
     DecodeLayer layers[MAX_LAYERS];
 };
+
+// ---- rows: what they are now. Nobody writes them before all blocks have been through all layers.
+
+DEVICE bool goes_on(const DecodeLayersParams& p, int token) {
+    return p.rows.output_positions && p.rows.positions[token] >= 0;
+}
+DEVICE i32 usable(i32 id) { return max(id, 0); }  // of decode_step.cu
 
 // ---- words. One holds a float32 or two float16, and is EMPTY until it is published: a NaN that no arithmetic gives.
 // It is there as a whole or not at all and says nothing about other memory, so nothing has to be ordered.
@@ -89,6 +122,12 @@ DEVICE uint4 load_quad(const u32* from) {
                  : "memory");
     return quad;
 }
+DEVICE uint2 load_pair(const u32* from) {
+    uint2 pair;
+    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(pair.x), "=r"(pair.y) : "l"(from) : "memory");
+    return pair;
+}
+DEVICE bool has_come(uint2 pair) { return pair.x != EMPTY && pair.y != EMPTY; }
 DEVICE bool has_come(uint4 quad) { return quad.x != EMPTY && quad.y != EMPTY && quad.z != EMPTY && quad.w != EMPTY; }
 
 DEVICE void publish(u32* to, u32 word) {
@@ -96,6 +135,11 @@ DEVICE void publish(u32* to, u32 word) {
 }
 DEVICE void publish(u32* to, u32 word, u32 next) {
     asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(word), "r"(next) : "memory");
+}
+
+// A quad is nobody's any more.
+DEVICE void make_empty(u32* quad) {
+    asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %1, %1, %1};" ::"l"(quad), "r"(EMPTY) : "memory");
 }
 
 // Calls load(i) for i < COUNT, together, until has_come(i) of all.
@@ -128,7 +172,9 @@ struct LayerWords {
     const DecodeLayersParams& p;
     u32 first;
 
-    DEVICE LayerWords(const DecodeLayersParams& p, int layer) : p(p), first(layer * p.places.layer_words) {}
+    // Layer -1: only its end, the embeddings.
+    DEVICE LayerWords(const DecodeLayersParams& p, int layer)
+        : p(p), first(p.places.first_layer + layer * p.places.layer_words) {}
     DEVICE u32 qkv(int token, int i) const { return first + token * p.places.qkv_words + spread<QKV_SPREAD>(i); }
     DEVICE u32 attended(int token, int i) const {
         return first + p.places.attended_at + token * p.places.attended_words + i;
@@ -148,6 +194,12 @@ struct LayerWords {
         return SPREAD == 1 ? i : i / SECTOR_WORDS * (SECTOR_WORDS * SPREAD) + i % SECTOR_WORDS;
     }
 };
+
+// Where the rank of a block's largest logit of a token is: its bits, and its id. Neither is EMPTY.
+DEVICE u32* rank_place(const DecodeLayersParams& p, int token, int block) {
+    return p.words + p.places.ranks_at + 2 * (token * p.cut.attention_block + block);
+}
+constexpr u64 NO_RANK = 0xFFFFFFFFu;  // `rank_of(0, 0)`: lower than any logit's
 
 // ---- barriers of some warps of a block
 

@@ -21,6 +21,8 @@ struct AttentionScratch {
     Exchange exchange[BLOCK_SPLITS];
     alignas(16) u8 new_rows[BLOCK_TOKENS][NEW_ROWS_BYTES];
     Slice second[DECODE_THREADS];  // the second split, as its warps have merged it
+    alignas(8) float cosines[BLOCK_TOKENS][HEAD_DIM / 2], sines[BLOCK_TOKENS][HEAD_DIM / 2];
+    float query_factors[BLOCK_TOKENS];
 };
 
 // A tile's keys and values of float16 as the tensor core's A operands, and what scores begin with: -inf for keys that
@@ -144,16 +146,29 @@ class AttentionWarp {
     DEVICE void run() {
         if (HELPS && helper >= BLOCK_TOKENS * HELPING_WARPS) return;
         wait_for_previous();
-        const i32 position = attention.positions[token], slot = p.slots[token];
-        if (position < 0) {
-            if (!HELPS) clear_all();
-            return;
-        }
+        i32 position = p.rows.positions[token], slot = p.rows.slots[token];
+        if (goes_on(p, token)) slot = slot_of(++position);
+        if (position >= 0)
+            attend_in_layers(position, slot);
+        else if (!HELPS)
+            clear_all();
+        if (!HELPS && p.head.packed && kv_head == 0 && warp == 0) finish(position, slot);
+    }
+
+   private:
+    DEVICE i32 slot_of(i32 position) const {
+        const i32 block = position / attention.block_tokens;
+        const i32 number = attention.block_tables[(i64)token * attention.max_blocks + block];
+        return (number - block) * attention.block_tokens + position;
+    }
+
+    DEVICE void attend_in_layers(i32 position, i32 slot) {
         item.sequence = token, item.num_rows = attention.group, item.num_keys = position + 1,
         item.end_tile = position / TILE_KEYS + 1;
         const i64 first_offset = offset_of(warp);
         const i64 new_offset =
             slot < 0 ? -1 : cache_offset(slot, kv_head, attention.num_kv_heads, attention.block_tokens);
+        if (!HELPS && warp == 0) put_rotation(position);  // the barrier of the first layer's tiles comes after it
 #pragma unroll 1
         for (int l = 0; l < p.cut.num_layers; l++) {
             const DecodeLayer& layer = p.layers[l];
@@ -176,7 +191,52 @@ class AttentionWarp {
         }
     }
 
-   private:
+    DEVICE void put_rotation(i32 position) const {
+        if (lane < p.angles.num_pairs) {
+            const i32 length = p.rows.sequence_lengths[token] + goes_on(p, token);
+            const float2 angle = angle_of(p.angles, position, length, lane);
+            scratch.cosines[group][lane] = angle.x, scratch.sines[group][lane] = angle.y;
+        }
+        if (lane == 0) scratch.query_factors[group] = query_factor_of(p.angles, position);
+    }
+    DEVICE Rotation rotation() const {
+        if (!at.rotated) return {};
+        return {((const float2*)scratch.cosines[group])[lane], ((const float2*)scratch.sines[group])[lane]};
+    }
+
+    // Once all blocks have the logits of a row: the id of the largest, and no word of the row is anybody's any more.
+    DEVICE void finish(i32 position, i32 slot) const {
+        constexpr int AT_ONCE = 5;
+        const int num_blocks = p.cut.attention_block;
+        u64 rank = NO_RANK;
+#pragma unroll 1
+        for (int first = lane; first < num_blocks; first += AT_ONCE * 32) {
+            uint2 pairs[AT_ONCE];
+            await<AT_ONCE>(
+                [&](int i) { pairs[i] = load_pair(rank_place(p, token, min(first + i * 32, num_blocks - 1))); },
+                [&](int i) { return has_come(pairs[i]); });
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) rank = larger(rank, rank_of(pairs[i].x, pairs[i].y));
+        }
+        __syncwarp();
+        const int id = greedy_id(warp_largest(rank));
+        if (lane == 0 && goes_on(p, token)) {
+            p.rows.token_ids[token] = usable(p.head.ids[token]);
+            p.rows.positions[token] = position;
+            p.rows.slots[token] = slot;
+            p.rows.context_lengths[token]++;
+            p.rows.sequence_lengths[token]++;
+            p.rows.output_positions[token]++;
+        }
+        if (p.head.ids && lane == 0) {
+            p.head.ids[token] = id;
+            if (p.head.host_ids) p.head.host_ids[token] = id;
+        }
+        const LayerWords words(p, p.cut.num_layers - 1);
+        for (int column = 4 * lane; column < p.cut.width; column += 128) make_empty(p.words + words.end(token, column));
+        for (int block = lane; block < num_blocks; block += 32) publish(rank_place(p, token, block), EMPTY, EMPTY);
+    }
+
     // What a row that is nobody's attends to.
     DEVICE void clear_all() const {
         const int num_words = attention.group * (HEAD_DIM / 2);
@@ -192,11 +252,10 @@ class AttentionWarp {
     // Of the warps that have the token.
     DEVICE void sync(Barrier barrier) const { sync_warps(group * NUM_BARRIERS + barrier, TOKEN_WARPS); }
     DEVICE u8* new_row(int row) const { return scratch.new_rows[group] + row * QUERY_BYTES; }
-    // Where the new key (0) or value (1) is put: into its tile, if that is one of the first round.
-    DEVICE u8* new_tile(int number) const { return scratch.tiles[group * TOKEN_WARPS + newest_tile()][number]; }
     DEVICE i32 newest_tile() const { return (item.num_keys - 1) / TILE_KEYS; }
     DEVICE bool has_new(i32 tile) const { return tile == newest_tile() && is_in_place(); }
     DEVICE int new_group() const { return (item.num_keys - 1) % TILE_KEYS / KEY_GROUP; }
+    // Whether the new key and value are put into their tile: whether that is one of the first round.
     DEVICE bool is_in_place() const { return newest_tile() < TOKEN_WARPS; }
     DEVICE Exchange& exchange() const { return scratch.exchange[block_warp / DECODE_WARPS]; }
     DEVICE i64 offset_of(i32 tile) const {
@@ -224,7 +283,7 @@ class AttentionWarp {
             const int row = min(warp + i * HEAD_WARPS, num_rows - 1);
             first[i] = p.words + words.qkv(token, head_word(row, at.first));
             second[i] = p.words + words.qkv(token, head_word(row, at.second));
-            rotations[i] = times(load_rotation(p.rope, at, token), is_query ? load_query_factor(p.rope, token) : 1.0f);
+            rotations[i] = times(rotation(), is_query ? scratch.query_factors[group] : 1.0f);
         }
         await<WARP_HEADS>(
             [&](int i) {
@@ -233,9 +292,12 @@ class AttentionWarp {
             },
             [&](int i) { return heads[i].x != EMPTY && heads[i].y != EMPTY; });
         __syncwarp();
+        // What rows these are, and where they go, is asked anew: kept for all layers, it would be in local memory.
+        int own_warp = warp, newest = item.num_keys - 1;
+        compute_now(own_warp), compute_now(newest);
 #pragma unroll
         for (int i = 0; i < WARP_HEADS; i++) {
-            const int row = warp + i * HEAD_WARPS;
+            const int row = own_warp + i * HEAD_WARPS;
             if (row >= num_rows) break;
             if (row < attention.group) {
                 const uint2 query = rotate_head(heads[i], at, rotations[i], HeadNorm{});
@@ -244,9 +306,9 @@ class AttentionWarp {
             }
             const bool is_key = row == attention.group;
             const uint2 cached = to_cache(is_key ? rotate_head(heads[i], at, rotations[i], HeadNorm{}) : heads[i]);
-            if (is_in_place()) {
-                u8* const rows = new_tile(is_key ? 0 : 1);
-                const int key = (item.num_keys - 1) % TILE_KEYS;
+            if (newest / TILE_KEYS < TOKEN_WARPS) {
+                u8* const rows = scratch.tiles[group * TOKEN_WARPS + newest / TILE_KEYS][is_key ? 0 : 1];
+                const int key = newest % TILE_KEYS;
                 store_cached(rows + key * ROW_BYTES, (u16*)(rows + TILE_KEYS * ROW_BYTES) + key, at, cached);
             } else {
                 u8* const place = new_row(is_key ? NEW_KEY : NEW_VALUE);
@@ -262,7 +324,7 @@ class AttentionWarp {
         // Nobody waits for the cache.
 #pragma unroll
         for (int i = 0; i < WARP_HEADS; i++) {
-            const int row = warp + i * HEAD_WARPS;
+            const int row = own_warp + i * HEAD_WARPS;
             if (row < attention.group || row >= num_rows || new_offset < 0) continue;
             store_cached(row == attention.group ? cache.keys : cache.values, new_offset, at, heads[i]);
         }

@@ -33,7 +33,10 @@ struct ProductScratch {
     alignas(16) float norm_sums[TOKENS][NORM_PARTITIONS];  // -0 where a row has no partition
     // Of a row's partitions; those that it has not are -0, which changes no bit.
     float tile_sums[TOKENS][16][TILE_STRIDE];
-    float gate_sums[MAX_GATE_TILES][TOKENS][16][GATE_SUMS];
+    union {
+        float gate_sums[MAX_GATE_TILES][TOKENS][16][GATE_SUMS];
+        u64 ranks[TOKENS][GATE_WARPS];  // of the largest logits of each warp, behind all layers
+    };
     float down_sums[TOKENS][8][DOWN_SUMS];
     alignas(16) float residuals[TOKENS][8];  // of the block's rows of the down projection
     alignas(16) u16 columns[ALL_COLUMNS];
@@ -67,7 +70,9 @@ class LayerBlock {
         DOWN_BARRIER,
         FREE_BARRIER,
         READY_BARRIER,
-        HEAD_BARRIER
+        HEAD_BARRIER,
+        RANK_BARRIER,
+        READ_BARRIER
     };
 
     static constexpr int PASSES = (TOKENS + 1) / 2;
@@ -140,15 +145,8 @@ class LayerBlock {
     }
 
    protected:
-    // What comes into a layer; into the first one, what was there before.
-    DEVICE const u32* layer_x(int layer) const {
-        return layer ? p.words + LayerWords(p, layer - 1).end(0, 0) : (const u32*)p.x;
-    }
-
-    // Where a column of a row of it is: of words, or of what was there before.
-    DEVICE u32 place_in_row(int row, int column, bool is_there) const {
-        return is_there ? row * p.cut.width + column : LayerWords(p, 0).in_end(row, column);
-    }
+    // What comes into a layer.
+    DEVICE const u32* layer_x(int layer) const { return p.words + LayerWords(p, layer - 1).end(0, 0); }
 
     // Those of this lane's columns. They are loaded a product ahead: where weights of a block are on their way, a load
     // from the L2 cache takes as long as the words.
@@ -160,7 +158,7 @@ class LayerBlock {
 
     // The warps that have a row's partitions leave the normed rows in `scratch.x`. `keeps_residuals`: and what the down
     // projection is added to in this block in `scratch.residuals`.
-    DEVICE void norm(float4 w, const u32* x, bool is_there, bool keeps_residuals, const i32* rows = nullptr) {
+    DEVICE void norm(float4 w, const u32* x, bool keeps_residuals, const i32* rows = nullptr) {
         const NormParams norm = {nullptr, nullptr, p.cut.epsilon, p.cut.width, p.cut.inverse_width};
         const int column = partition_column(norm_partition());
         const u32* places[GROUP_TOKENS];
@@ -170,14 +168,10 @@ class LayerBlock {
 #pragma unroll
         for (int i = 0; i < GROUP_TOKENS; i++) {
             const int row = rows ? rows[norm_token(i)] : norm_token(i);
-            places[i] =
-                x + (keeps_residuals ? LayerWords(p, 0).in_middle(row, column) : place_in_row(row, column, is_there));
+            const LayerWords words(p, 0);
+            places[i] = x + (keeps_residuals ? words.in_middle(row, column) : words.in_end(row, column));
         }
-        if (is_there)
-#pragma unroll
-            for (int i = 0; i < GROUP_TOKENS; i++) quads[i] = load_quad(places[i]);
-        else
-            await_quads(quads, places);
+        await_quads(quads, places);
         __syncwarp();
         if ((keeps_residuals ? GATES_AFTER_MIDDLE : GATES_AFTER_X) && threadIdx.x == 0)
             barrier_arrive(shared_address(&scratch.stream_barrier));

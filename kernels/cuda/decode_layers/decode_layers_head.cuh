@@ -41,15 +41,26 @@ class HeadBlock : public LayerBlock {
             const int tile = head_tile(warp, 0, p.cut.attention_block);
             if (tile < p.head.num_tiles) copy_head_unit(warp, slot, tile, slot);
         }
+        empty_words();
+    }
+    // The block's share of all words but those that come out of the last layer. Where these are all there nobody looks
+    // at the others any more: they are made of what all blocks have made of the others.
+    DEVICE void empty_words() const {
+        sync_warps(READ_BARRIER, 2);
+        const int num_quads = LayerWords(p, p.cut.num_layers - 1).end(0, 0) / 4;
+#pragma unroll 1
+        for (int i = block() * 32 + lane(); i < num_quads; i += p.cut.attention_block * 32) make_empty(p.words + 4 * i);
     }
     DEVICE void multiply_head() {
-        if (warp() < num_norm_warps())
-            norm(norm_weights(p.head.norm), p.words + LayerWords(p, p.cut.num_layers - 1).end(0, 0), false, false,
-                 p.head.rows);
+        if (warp() < num_norm_warps()) norm(norm_weights(p.head.norm), layer_x(p.cut.num_layers), false, p.head.rows);
+        if (warp() == 0) arrive_warps(READ_BARRIER, 2);  // the others have been at a barrier of the norm
         const u32 x = x_address(0);
         sync_warps(HEAD_BARRIER, GATE_WARPS + 1);
         const int num_chunks = p.head.num_chunks, num_blocks = p.cut.attention_block;
         int slot = 0, phase = 0, next_tile = head_tile(warp(), 0, num_blocks), next_chunk = HEAD_UNITS;
+        u64 ranks[LANE_TOKENS];
+#pragma unroll
+        for (int i = 0; i < LANE_TOKENS; i++) ranks[i] = NO_RANK;
 #pragma unroll 1
         for (int tile = next_tile; tile < p.head.num_tiles; tile += num_blocks * FEED_WARP) {
             float acc[4] = {};
@@ -76,8 +87,32 @@ class HeadBlock : public LayerBlock {
             }
             for_sums(acc, [&](int token, int row, float sum) {
                 const int at = tile * 16 + row;
-                if (at < p.head.num_rows) p.head.logits[(i64)token * p.head.num_rows + at] = __fadd_rn(sum, 0.0f);
+                if (at >= p.head.num_rows) return;
+                const float logit = __fadd_rn(sum, 0.0f);
+                p.head.logits[(i64)token * p.head.num_rows + at] = logit;
+                u64& rank = ranks[token % LANE_TOKENS];
+                rank = larger(rank, rank_of_logit(logit, at));
             });
         }
+        publish_ranks(ranks);
+    }
+
+   private:
+    static constexpr int LANE_TOKENS = TOKENS > 1 ? 2 : 1;  // of which a lane has sums
+
+    // The rank of the block's largest logit of each token.
+    DEVICE void publish_ranks(u64 (&ranks)[LANE_TOKENS]) {
+#pragma unroll
+        for (int i = 0; i < LANE_TOKENS; i++) {
+            const int token = lane() % 4 * 2 + i;
+#pragma unroll
+            for (int distance = 16; distance > 2; distance >>= 1)
+                ranks[i] = larger(ranks[i], __shfl_xor_sync(ALL_LANES, ranks[i], distance));
+            if (lane() < 4 && token < TOKENS) scratch.ranks[token][warp()] = ranks[i];
+        }
+        sync_warps(RANK_BARRIER, GATE_WARPS);
+        if (warp() >= TOKENS) return;
+        const u64 rank = warp_largest(lane() < GATE_WARPS ? scratch.ranks[warp()][lane()] : NO_RANK);
+        if (lane() == 0) publish(rank_place(p, warp(), block()), rank_bits(rank), rank_id(rank));
     }
 };

@@ -3,6 +3,7 @@
 // has a partition of a tile, or two of half a tile. Tokens are columns of the tensor core's B operand, so two take
 // hardly longer than one.
 #pragma once
+#include "../repack/packed_element.cuh"
 #include "decode_layers_head.cuh"
 
 // As `Epilogue` of matmul_epilogue.cuh has it.
@@ -24,6 +25,7 @@ class ProductBlock : HeadBlock {
             return;
         }
         wait_for_previous();
+        if (has_down() && warp() == 0) publish_embeddings();
         float4 attention_norm = norm_weights(p.layers[0].attention_norm);
 #pragma unroll 1
         for (int layer = 0; layer < p.cut.num_layers; layer++) {
@@ -38,6 +40,20 @@ class ProductBlock : HeadBlock {
     }
 
    private:
+    // The columns that are the block's rows of the down projection.
+    DEVICE void publish_embeddings() const {
+        const LayersEmbedding& from = p.embedding;
+        const int column = block() * 8 + lane() % 8;
+#pragma unroll
+        for (int token = lane() / 8; token < TOKENS; token += 4) {
+            const i32 id = p.rows.token_ids[token], drawn = p.rows.output_positions ? p.head.ids[token] : 0;
+            const int row = min(usable(goes_on(p, token) ? drawn : id), from.num_rows - 1);
+            const float element = from.format == Q5_0 ? packed_element<Q5_0>(from.packed, row, column, from.num_units)
+                                                      : packed_element<Q8_0>(from.packed, row, column, from.num_units);
+            publish(p.words + LayerWords(p, -1).end(token, column), __float_as_uint(__fmul_rn(element, from.scale)));
+        }
+        __syncwarp();
+    }
     DEVICE void fill_gates(int layer) const {
         if (num_gate_tiles() <= 0) return;
         if (GATES_AFTER_MIDDLE && layer) barrier_wait(shared_address(&scratch.stream_barrier), (layer - 1) & 1);
@@ -76,7 +92,7 @@ class ProductBlock : HeadBlock {
         const int num_x_warps = min(num_norm_warps() + num_warps, FEED_WARP);  // those that norm or multiply
         if (partition < 0) {
             if (warp() >= num_norm_warps()) return;
-            norm(norm_weights, layer_x(layer), layer == 0, false);
+            norm(norm_weights, layer_x(layer), false);
             arrive_warps(QKV_X_BARRIER, num_x_warps);
             return;
         }
@@ -90,7 +106,7 @@ class ProductBlock : HeadBlock {
         u32 to = LayerWords(p, layer).qkv(first_token_of_lane(), qkv_tile() * 8 + lane() % 16 / 2);
         u32 x = x_address(first);
         compute_now(to), compute_now(x);
-        if (NORM_GROUPS > 1 && warp() < num_norm_warps()) norm(norm_weights, layer_x(layer), layer == 0, false);
+        if (NORM_GROUPS > 1 && warp() < num_norm_warps()) norm(norm_weights, layer_x(layer), false);
         sync_warps(QKV_X_BARRIER, num_x_warps);
         float acc[4] = {};
         fragments.multiply(acc, x, count);
@@ -128,8 +144,8 @@ class ProductBlock : HeadBlock {
         float residuals[PASSES] = {};
         if (partition == 0)
             for_rows([&](int pass, int token, int row, bool) {
-                const u32* x = layer_x(layer) + place_in_row(token, block() * 16 + row, layer == 0);
-                residuals[pass] = __uint_as_float(layer ? await_word(x) : load_word(x));
+                const u32* x = p.words + LayerWords(p, layer - 1).end(token, block() * 16 + row);
+                residuals[pass] = __uint_as_float(await_word(x));
             });
         if (GATES_AFTER_X && partition == 0 && !has_qkv()) {
             __syncwarp();
@@ -172,7 +188,7 @@ class ProductBlock : HeadBlock {
             to = LayerWords(p, layer).activated(first_token_of_lane(),
                                                 (first_gate_tile() + warp()) * 4 + lane() % 16 / 2);
         compute_now(to), compute_now(x);
-        if (warp() < num_norm_warps()) norm(norm_weights, p.words + LayerWords(p, layer).middle(0, 0), false, true);
+        if (warp() < num_norm_warps()) norm(norm_weights, p.words + LayerWords(p, layer).middle(0, 0), true);
         sync_warps(GATE_X_BARRIER, GATE_WARPS);
         if (multiplies) {
             float acc[4] = {};
@@ -224,12 +240,17 @@ class ProductBlock : HeadBlock {
         const int first = p.down.first_chunk(2 * warp()), count = p.down.first_chunk(2 * warp() + 1) - first;
         const bool has_second = 2 * warp() + 1 < p.down.num_partitions;
         const int second = has_second ? first + count : first;
-        // A lane of the first warp has a row of a token, and of those that are multiplied later.
-        const int token_of_row = TOKENS > 1 ? lane() / 8 % DOWN_TOKENS : 0, row = block() * 8 + lane() % 8;
         // Of the product's columns two are of each token: one of the first partition's x, one of the second's. Of
         // either's rows that is what counts.
         u32 x = shared_address(scratch.activated(warp(), lane() % (2 * DOWN_TOKENS))) + (lane() >> 3) * 16;
-        u32 to = LayerWords(p, layer).end(token_of_row, row);
+        // Where a row's word goes: with more tokens there is no register for it until they are multiplied.
+        static_assert(TOKENS == DOWN_TOKENS || END_SPREAD == 1, "rows as far apart in the stream");
+        const auto place_number = [&]() -> u32 {
+            const int token = TOKENS > 1 ? lane() / 8 % DOWN_TOKENS : 0, row = block() * 8 + lane() % 8;
+            const bool is_stream = layer + 1 == p.cut.num_layers && !p.head.packed;
+            return is_stream ? p.places.stream_at + token * p.cut.width + row : LayerWords(p, layer).end(token, row);
+        };
+        u32 to = TOKENS > 2 ? 0 : place_number();
         compute_now(to), compute_now(x);
         Fragments<DOWN_CHUNKS> fragments;
         if constexpr (UNPACKS_LATE) {
@@ -244,11 +265,10 @@ class ProductBlock : HeadBlock {
             fragments.take(down_fragments(2 * warp()), count);
             if (layer + 1 < p.cut.num_layers && warp() >= UNPACK_WARPS) arrive_warps(FREE_BARRIER, num_feeding_warps());
         }
-        const bool has_quads = lane() < count * 8;
 #pragma unroll 1
         for (int first_token = 0; first_token < TOKENS; first_token += DOWN_TOKENS) {
             uint4 quads[2 * DOWN_TOKENS] = {};
-            if (has_quads) {
+            if (lane() < count * 8) {
                 const u32* places[2 * DOWN_TOKENS];
 #pragma unroll
                 for (int i = 0; i < 2 * DOWN_TOKENS; i++)
@@ -257,35 +277,37 @@ class ProductBlock : HeadBlock {
                 await_quads(quads, places);
             }
             __syncwarp();
+            // What else depends on these is found anew: kept from before the wait, it would be in local memory.
+            int own_warp = warp(), own_lane = lane();
+            if (TOKENS < 4) compute_now(own_lane);  // with more tokens that is slower
             float acc[4] = {};
 #pragma unroll
             for (int phase = 0; phase < DOWN_TOKENS; phase++) {
-                if (has_quads && lane() / (8 * PHASE_CHUNKS) == phase)
+                if (own_lane < count * 8 && own_lane / (8 * PHASE_CHUNKS) == phase)
 #pragma unroll
                     for (int i = 0; i < 2 * DOWN_TOKENS; i++)
-                        *(uint4*)(scratch.activated(warp(), i) + lane() % (8 * PHASE_CHUNKS) * 8) = quads[i];
+                        *(uint4*)(scratch.activated(own_warp, i) + own_lane % (8 * PHASE_CHUNKS) * 8) = quads[i];
                 __syncwarp();
                 fragments.template multiply_some<PHASE_CHUNKS>(acc, x, phase * PHASE_CHUNKS, count);
                 __syncwarp();
             }
-            if ((lane() & 3) < DOWN_TOKENS) {
-                float* sums = scratch.down_sums[first_token + (lane() & 3)][lane() >> 2] + 2 * warp();
+            compute_now(own_warp);
+            if ((own_lane & 3) < DOWN_TOKENS) {
+                float* sums = scratch.down_sums[first_token + (own_lane & 3)][own_lane >> 2] + 2 * own_warp;
                 sums[0] = acc[0];
-                if (has_second) sums[1] = acc[3];
+                if (2 * own_warp + 1 < p.down.num_partitions) sums[1] = acc[3];
             }
         }
+        if (TOKENS > 2) to = place_number();
         u32* place = place_of(to);
         if (!finishes(DOWN_BARRIER, num_warps, warp() == 0)) return;
 #pragma unroll
         for (int first_token = 0; first_token < TOKENS; first_token += DOWN_TOKENS) {
-            const int token = first_token + token_of_row;
+            // A lane of the first warp has a row of a token, and of those that are multiplied later.
+            const int token = first_token + (TOKENS > 1 ? lane() / 8 % DOWN_TOKENS : 0);
             const float y = fmaf(__fadd_rn(sum_in_order<5>(scratch.down_sums[token][lane() % 8]), 0.0f), 1.0f,
                                  scratch.residuals[token][lane() % 8]);
-            if (lane() >= 8 * DOWN_TOKENS) continue;
-            if (layer + 1 < p.cut.num_layers || p.head.packed)
-                publish(place + first_token * p.places.end_words, __float_as_uint(y));
-            else
-                p.x[token * p.cut.width + row] = y;
+            if (lane() < 8 * DOWN_TOKENS) publish(place + first_token * p.places.end_words, __float_as_uint(y));
         }
     }
 };

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kernels.batch import LayerCache, Step
+from kernels.batch import LayerCache, Step, view
 from kernels.ops.attention import CODE_FACTOR
 from kernels.ops.attention_parts.attention_params import AttentionParams, AttentionWork, ScoreParams
 from kernels.ops.attention_parts.prefix_attention import NO_WORK
 from kernels.ops.attention_plan import SWAPPED_ROWS
-from kernels.ops.layers.decode_layers_cut import Head, Layer, LayersCut, Matrices, fits_head, obstacle
+from kernels.ops.layers.decode_layers_cut import Head, Layer, LayersCut, Matrices, Model, fits_head, obstacle
 from kernels.ops.layers.decode_layers_params import (
     DECODE_WARPS,
     HEAD_DIM,
@@ -27,17 +27,19 @@ from kernels.ops.layers.decode_layers_params import (
     DecodeLayersParams,
     DecodeProduct,
     LayerCut,
+    LayersEmbedding,
     LayersHead,
+    LayersRows,
     WordPlaces,
 )
 from kernels.ops.matmul import norm_head
-from kernels.ops.rope import Rotation, cache_defines, cache_params, rope_params, with_codes
+from kernels.ops.rope import RopeParams, angle_params, cache_defines, cache_params, with_codes
 from kernels.runtime.compiler import Variant
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
 from kernels.weights.formats import FORMATS
 from kernels.weights.packed import PackedMatrix
-from kernels.weights.parameters import Attention
+from kernels.weights.parameters import Attention, LayersSupport, Rope
 
 _DEFINES = {"HEAD_DIM": HEAD_DIM, "DECODE_WARPS": DECODE_WARPS, "ROPE_ROWS": SWAPPED_ROWS}
 _FORMAT_NUMBERS = {name: number for number, name in enumerate(FORMATS)}
@@ -53,43 +55,52 @@ def _defines(num_tokens: int) -> dict[str, int]:
     return {**_DEFINES, "TOKENS": num_tokens, **SPREADS[num_tokens]}
 
 
-def decode_layers_obstacle(context: Context, layers: Sequence[Layer], num_tokens: int) -> str | None:
-    """What keeps `decode_layers` from so many tokens of such ``layers`` on the GPU; None: nothing."""
-    return obstacle(context.gpu, layers, num_tokens)
+def decode_layers_support(context: Context, model: Model) -> LayersSupport:
+    """What `decode_layers` can do with ``model`` on the GPU. Its words are not for two streams at once."""
+    if found := obstacle(context.gpu, model):
+        return LayersSupport(found)
+    counts = tuple(count for count in NUM_TOKENS if not obstacle(context.gpu, model, count))
+    if not fits_head(model.head, model.layers[0]):
+        return LayersSupport(None, counts)
+    size = max(_num_words(model.layers, count) for count in counts)
+    return LayersSupport(None, counts, np.full(size, -1, np.int32).view(np.float32))
 
 
 def decode_layers(
     context: Context,
-    layers: Sequence[Layer],
-    head: Head,
-    by: Rotation,
+    model: Model,
     step: Step[DeviceArray],
-    x: DeviceArray,
     *,
+    words: DeviceArray,
     out_caches: Sequence[LayerCache[DeviceArray]],
     out: DeviceArray,
 ) -> None:
-    """Logits ``out`` [R, V] float32 of T sequences with a token each, whose embeddings are ``x`` [T, H] float32.
+    """Logits ``out`` [R, V] float32 of a step of T sequences with a token each.
 
-    T is one of `NUM_TOKENS`. The same bits as by the ops of single layers, and of the head. K and V go to
-    ``step.slots`` of ``out_caches``, and ``x`` is used up. The kernel launched just before must not use scratch memory
-    that is free again: the first one here overlaps it.
+    T is one of `NUM_TOKENS`. The same bits as by the ops of embedding, rotation, single layers and head. K and V go to
+    ``step.slots`` of ``out_caches``. ``words`` are those of `decode_layers_support`; if there are none,
+    ``step.greedy`` must not be set. The kernel launched just before must not use scratch memory that is free again: the
+    first one here may overlap it.
     """
+    layers, head = model.layers, model.head
     qkv, output, gate_up, down = Matrices.of(layers[0])
     num_tokens = step.token_ids.size
     has_head = step.logit_rows.size == num_tokens and fits_head(head, layers[0])
     cut = LayersCut.of(layers, num_tokens)
-    places = _word_places(num_tokens, layers[0])
-    words = context.scratch((len(layers), places["layer_words"]), np.uint32)
-    num_quads = words.size // 4
+    assert has_head or step.greedy is None, "a draw from logits that are not there yet"
+    places = _word_places(num_tokens, layers)
     defines = {**_defines(num_tokens), **cache_defines(out_caches[0])}
-    clear = ClearParams(words=words.pointer, num_quads=num_quads)
-    context.launch(SOURCE, "decode_layers_clear", -(-num_quads // 256), 256, clear, **defines)
+    if not has_head:  # then the kernel does not leave its words as they were
+        words = context.scratch((_num_words(layers, num_tokens),), np.float32)
+        num_quads = words.size // 4
+        clear = ClearParams(words=words.pointer, num_quads=num_quads)
+        context.launch(SOURCE, "decode_layers_clear", -(-num_quads // 256), 256, clear, **defines)
     params = DecodeLayersParams(
         attention=_attention_params(layers[0].attention, out_caches[0], step),
-        rope=rope_params(by, None),
-        slots=step.slots.pointer,
-        x=x.pointer,
+        rope=_rope(model.rope),
+        angles=angle_params(model.rope),
+        rows=_rows(step),
+        embedding=_embedding(model),
         words=words.pointer,
         places=WordPlaces(**places),
         qkv=_product(qkv, 0),
@@ -113,33 +124,84 @@ def decode_layers(
     threads, shared_bytes = 32 * LAYER_WARPS, context.gpu.spread(cut.shared_bytes, 1)
     context.launch(SOURCE, "decode_layers", cut.num_blocks, threads, params, shared_bytes=shared_bytes, **defines)
     if not has_head:
+        x = view(words, 4 * places["stream_at"], (num_tokens, qkv.width), np.float32)
         norm_head(context, x, step.logit_rows, head.norm, head.projection, out=out)
+
+
+def _num_words(layers: Sequence[Layer], num_tokens: int) -> int:
+    ranks = 2 * num_tokens * LayersCut.of(layers, num_tokens).attention_block
+    return _word_places(num_tokens, layers)["ranks_at"] + -(-ranks // 4) * 4
+
+
+def _rope(rope: Rope[DeviceArray]) -> RopeParams:
+    num_pairs = rope.inverse_frequencies.shape[1]
+    assert num_pairs % 2 == 0, f"{num_pairs} pairs: lanes take two at a time"
+    return RopeParams(
+        cosine=0,
+        sine=0,
+        query_factors=0,
+        query_norm=0,
+        key_norm=0,
+        num_pairs=num_pairs,
+        neox=rope.pairing == "neox",
+        query_epsilon=0.0,
+        key_epsilon=0.0,
+    )
+
+
+def _rows(step: Step[DeviceArray]) -> LayersRows:
+    return LayersRows(
+        token_ids=step.token_ids.pointer,
+        positions=step.positions.pointer,
+        slots=step.slots.pointer,
+        context_lengths=step.context_lengths.pointer,
+        sequence_lengths=step.sequence_lengths.pointer,
+        output_positions=pointer_of(step.greedy.output_positions if step.greedy else None),
+    )
+
+
+def _embedding(model: Model) -> LayersEmbedding:
+    table = model.embedding.table
+    return LayersEmbedding(
+        packed=table.packed.pointer,
+        format=_FORMAT_NUMBERS[table.format.name],
+        num_rows=table.num_rows,
+        num_units=table.num_units,
+        scale=model.embedding.scale,
+    )
 
 
 def _head(head: Head, step: Step[DeviceArray], logits: DeviceArray) -> LayersHead:
     (matrix,) = head.projection.matrices
+    ids, host_ids, _ = step.greedy or (None, None, None)
     return LayersHead(
         packed=matrix.packed.pointer,
         norm=head.norm.weight.pointer,
         rows=step.logit_rows.pointer,
         logits=logits.pointer,
+        ids=pointer_of(ids),
+        host_ids=0 if host_ids is None else host_ids.ctypes.data,
         num_tiles=matrix.num_tiles,
         num_chunks=matrix.num_chunks,
         num_rows=matrix.num_rows,
     )
 
 
-def _word_places(num_tokens: int, layer: Layer) -> dict[str, int]:
+def _word_places(num_tokens: int, layers: Sequence[Layer]) -> dict[str, int]:
     """The fields of `WordPlaces`. A word is a float32 or two float16."""
-    qkv, output, _, down = Matrices.of(layer)
+    qkv, output, _, down = Matrices.of(layers[0])
     spreads, attended_words, activated_words = SPREADS[num_tokens], output.width // 2, down.width // 2
     qkv_words = qkv.num_rows // 2 * spreads["QKV_SPREAD"]
     middle_words, end_words = qkv.width * spreads["MIDDLE_SPREAD"], qkv.width * spreads["END_SPREAD"]
+    first_layer = num_tokens * end_words
     middle_at = num_tokens * (qkv_words + attended_words)
     activated_at = middle_at + num_tokens * middle_words
     end_at = activated_at + num_tokens * activated_words
+    layer_words = end_at + num_tokens * end_words
+    stream_at = first_layer + len(layers) * layer_words
     return {
-        "layer_words": end_at + num_tokens * end_words,
+        "first_layer": first_layer,
+        "layer_words": layer_words,
         "qkv_words": qkv_words,
         "attended_words": attended_words,
         "activated_words": activated_words,
@@ -149,6 +211,8 @@ def _word_places(num_tokens: int, layer: Layer) -> dict[str, int]:
         "middle_at": middle_at,
         "activated_at": activated_at,
         "end_at": end_at,
+        "stream_at": stream_at,
+        "ranks_at": stream_at + num_tokens * qkv.width,
     }
 
 

@@ -37,24 +37,28 @@ from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import GpuSpec
 from kernels.weights.formats import CHUNK, FORMATS
 from kernels.weights.packed import PackedMatrix, Projection
-from kernels.weights.parameters import DenseLayer, OutputHead
+from kernels.weights.parameters import DenseLayer, DenseModel, OutputHead
 
 Layer = DenseLayer[DeviceArray, Projection]
 Head = OutputHead[DeviceArray, Projection]
+Model = DenseModel[DeviceArray, PackedMatrix, Projection]
 _ALIGNMENT = 128
 
 
-def obstacle(gpu: GpuSpec, layers: Sequence[Layer], num_tokens: int = 1) -> str | None:
-    """What keeps `decode_layers` from so many tokens of such ``layers`` on that GPU; None: nothing.
+def obstacle(gpu: GpuSpec, model: Model, num_tokens: int = 1) -> str | None:
+    """What keeps `decode_layers` from so many tokens of such a ``model`` on that GPU; None: nothing.
 
     All its blocks run at once there.
     """
+    layers, table = model.layers, model.embedding.table
     if not gpu.has_wgmma:
         return f"it is for Hopper (sm_90a), and this GPU is {gpu.arch}"
     if not 0 < len(layers) <= MAX_LAYERS:
         return f"it is for at most {MAX_LAYERS} layers, and these are {len(layers)}"
     if found := next(filter(None, map(_layer_obstacle, layers)), None):
         return found
+    if table.format.name not in BLOCK_FORMATS:
+        return f"it does not unpack embeddings of {table.format.name}"
     first, *others = map(_shape, layers)
     if any(shape != first for shape in others):
         return "it is for layers of one shape"
@@ -240,5 +244,6 @@ def _scratch_bytes(num_tokens: int) -> int:
 
 _ATTENTION_BYTES = (
     BLOCK_SPLITS * DECODE_WARPS * (2 * tile_bytes(HEAD_DIM, 2) + SWAPPED_ROWS * (HEAD_DIM + 8 + 2) * 4)
-    + (SWAPPED_ROWS + 2) * query_bytes(HEAD_DIM) + DECODE_WARPS * 32 * 48 + _ALIGNMENT
+    + (SWAPPED_ROWS + 2) * query_bytes(HEAD_DIM) + DECODE_WARPS * 32 * 48
+    + BLOCK_SPLITS * (HEAD_DIM + 1) * 4 + _ALIGNMENT
 )  # fmt: skip

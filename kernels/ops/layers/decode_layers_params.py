@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, NamedTuple
 
 from kernels.ops.attention_parts.attention_params import AttentionParams
-from kernels.ops.rope import LayerCacheParams, RopeParams
+from kernels.ops.rope import AngleParams, LayerCacheParams, RopeParams
 from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, FieldType, Float32, Int32, Pointer, UInt32
 from kernels.weights.formats import CHUNK
@@ -111,17 +111,41 @@ class LayersHead(CudaStruct, source=SOURCE):
     norm: Pointer  # [width] float32
     rows: Pointer  # [T] int32
     logits: Pointer  # [T, num_rows] float32
+    ids: Pointer  # [T] int32 or null
+    host_ids: Pointer  # [T] int32 or null
     num_tiles: Int32
     num_chunks: Int32
     num_rows: Int32
 
 
-NO_HEAD = LayersHead(packed=0, norm=0, rows=0, logits=0, num_tiles=0, num_chunks=0, num_rows=0)
+NO_HEAD = LayersHead(packed=0, norm=0, rows=0, logits=0, ids=0, host_ids=0, num_tiles=0, num_chunks=0, num_rows=0)
+
+
+class LayersRows(CudaStruct, source=SOURCE):
+    """The tokens' rows."""
+
+    token_ids: Pointer  # [T] int32, as the next ones
+    positions: Pointer
+    slots: Pointer
+    context_lengths: Pointer
+    sequence_lengths: Pointer
+    output_positions: Pointer  # [T] int64 or null
+
+
+class LayersEmbedding(CudaStruct, source=SOURCE):
+    """What the first layer's residual stream is made of."""
+
+    packed: Pointer
+    format: Int32
+    num_rows: Int32
+    num_units: Int32
+    scale: Float32
 
 
 class WordPlaces(CudaStruct, source=SOURCE):
     """Where words are in those of a layer, and how many each token has."""
 
+    first_layer: UInt32
     layer_words: UInt32
     qkv_words: UInt32
     attended_words: UInt32
@@ -132,6 +156,8 @@ class WordPlaces(CudaStruct, source=SOURCE):
     middle_at: UInt32
     activated_at: UInt32
     end_at: UInt32
+    stream_at: UInt32
+    ranks_at: UInt32
 
 
 LAYERS_BYTES = MAX_LAYERS * DecodeLayer.layout.num_bytes
@@ -142,9 +168,10 @@ class DecodeLayersParams(CudaStruct, source=SOURCE):
 
     attention: AttentionParams
     rope: RopeParams
-    slots: Pointer  # [T] int32
-    x: Pointer  # [T, width] float32
-    words: Pointer  # [num_layers, places.layer_words] uint32
+    angles: AngleParams
+    rows: LayersRows
+    embedding: LayersEmbedding
+    words: Pointer  # uint32
     places: WordPlaces
     qkv: DecodeProduct
     output: DecodeProduct

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from kernels.batch import SHORT_CHUNK, LayerCache, dry_step
+from kernels.batch import SHORT_CHUNK, LayerCache
+from kernels.dry_step import dry_step
 from kernels.ops.attention import cache_shape, depends_on_context
 from kernels.ops.attention_plan import SHORT_CROWD
 from kernels.ops.rope import HEAD_DIMS
@@ -279,8 +280,7 @@ def test_a_decode_step_takes_one_kernel(num_tokens: int, num_sequences: int, lau
     plan = ops.plan_attention(step, attention)
     cache = LayerCache(*(halves(*cache_shape(100, 16, 2, 64)) for _ in "kv"))
     before = context.num_launches
-    out = halves(num_tokens, 14 * 64)
-    qkv = halves(num_tokens, 18 * 64)
+    qkv, out = halves(num_tokens, 18 * 64), halves(num_tokens, 14 * 64)
     ops.rope_attention(qkv, None, attention, step, plan, out_cache=cache, out=out)
     assert (context.num_launches - before, context.last_enqueued) == (launches, last)
 

@@ -8,7 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from kernels.batch import Step, dry_step
+from kernels.batch import Step
+from kernels.dry_step import dry_step
 from kernels.ops import attention_plan
 from kernels.ops.attention_parts.attention_plan_params import Item, PlanCounts
 from kernels.ops.attention_plan import (

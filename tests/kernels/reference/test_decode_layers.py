@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from kernels.batch import LayerCache, Step
+from kernels.batch import GreedyDraw, LayerCache, Step
 from kernels.devices.open import open_device
-from kernels.reference.decode_layers import Layer, decode_layers, decode_layers_obstacle
-from kernels.reference.rope import rotation
-from kernels.weights.parameters import Attention, DenseLayer, OutputHead, RmsNorm, Rope, Weight
+from kernels.reference.decode_layers import decode_layers, decode_layers_support
+from kernels.weights.parameters import (
+    Attention,
+    DenseLayer,
+    DenseModel,
+    OutputHead,
+    RmsNorm,
+    Rope,
+    TokenEmbedding,
+    Weight,
+)
 from tests.kernels.ops.random_weights import random_weight, values_of
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INTERMEDIATE, VOCAB = 4, 2, 16, 96, 128, 50
-POSITION, BLOCK_TOKENS = 5, 4
+TOKEN, POSITION, BLOCK_TOKENS = 3, 5, 4
 EPSILON = 1e-6
 Float64 = NDArray[np.float64]
 
@@ -24,7 +33,7 @@ class Case:
 
     def __init__(self) -> None:
         rng = np.random.default_rng(3)
-        self.layers: list[Layer] = []
+        self.layers = []
         self.weights: list[list[Weight]] = []
         self.norms = rng.normal(1, 0.2, (2, 2, HIDDEN)).astype(np.float32)
         store = open_device("cpu").store
@@ -52,8 +61,12 @@ class Case:
         self.norm = rng.normal(1, 0.2, HIDDEN).astype(np.float32)
         self.head_weight = random_weight("Q8_0", (VOCAB, HIDDEN), rng)
         self.head = store.projection([self.head_weight])
-        self.x = rng.normal(size=(1, HIDDEN)).astype(np.float32)
+        self.embedding_weight = random_weight("Q8_0", (VOCAB, HIDDEN), rng)
+        self.embedding = TokenEmbedding(store.table(self.embedding_weight), 0.5)
         self.frequencies = (100.0 ** -(np.arange(HEAD_DIM // 2) / 8)).astype(np.float32)
+        rope = Rope(self.frequencies[None], "neox")
+        head = OutputHead(RmsNorm(self.norm, EPSILON), self.head)
+        self.model = DenseModel(self.embedding, rope, self.layers, head)
         self.known = rng.normal(size=(2, 2, POSITION, KV_HEADS, HEAD_DIM)).astype(np.float32)
 
     def caches(self) -> list[LayerCache[NDArray[np.float32]]]:
@@ -66,7 +79,7 @@ class Case:
         return caches
 
     def expected(self) -> Float64:
-        x = self.x[0].astype(np.float64)
+        x = values_of(self.embedding_weight)[TOKEN] * self.embedding.scale
         for layer, norms, (keys, values) in zip(self.weights, self.norms, self.known.astype(np.float64), strict=True):
             q, k, v, output, gate, up, down = map(values_of, layer)
             biases = [weight.bias for weight in layer[:3]]
@@ -101,15 +114,24 @@ def test_logits_of_a_token_are_the_formulas(copies: int) -> None:
     case = Case()
     slot = POSITION - BLOCK_TOKENS  # of block 0; what sequences of the same blocks write is the same
     rows = list(range(copies))
-    lists = [[0] * copies, [POSITION] * copies, [slot] * copies, rows, [*rows, copies], *[[POSITION + 1] * copies] * 2]
+    lists = [
+        [TOKEN] * copies,
+        [POSITION] * copies,
+        [slot] * copies,
+        rows,
+        [*rows, copies],
+        *[[POSITION + 1] * copies] * 2,
+    ]
     step = Step(*(np.array(values, np.int32) for values in (*lists, [[2, 0]] * copies, rows)))
-    by = rotation(step.positions, Rope(case.frequencies[None], "neox"), step.sequence_lengths, step.sequence_rows)
-    x, out = case.x.repeat(copies, axis=0), np.empty((copies, VOCAB), np.float32)
-    head = OutputHead(RmsNorm(case.norm, EPSILON), case.head)
-    decode_layers(case.layers, head, by, step, x, out_caches=case.caches(), out=out)
+    ids, host_ids = np.empty((2, copies), np.int32)
+    step, out = replace(step, greedy=GreedyDraw(ids, host_ids)), np.empty((copies, VOCAB), np.float32)
+    decode_layers(case.model, step, words=np.empty(0, np.float32), out_caches=case.caches(), out=out)
+    expected = case.expected()
     for row in out:
-        np.testing.assert_allclose(row, case.expected(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-4)
+    assert ids.tolist() == host_ids.tolist() == [expected.argmax()] * copies
 
 
 def test_numpy_gains_nothing_by_it() -> None:
-    assert decode_layers_obstacle(Case().layers, 1) == "it is no faster on the CPU"
+    case = Case()
+    assert decode_layers_support(case.model).obstacle == "it is no faster on the CPU"

@@ -115,9 +115,26 @@ def test_it_knows_whether_its_logits_are_edited_and_whether_the_host_takes_part_
     assert (fresh.is_edited, fresh.draws_in_graph) == (is_edited, draws_in_graph)
 
 
+@pytest.mark.parametrize(
+    ("sampling", "takes_largest"),
+    [
+        ({}, True),
+        ({"top_k": 3, "top_p": 0.5, "min_tokens": 2}, True),
+        ({"temperature": 0.1}, False),
+        ({"repetition_penalty": 1.1}, False),
+        ({"logit_bias": {1: 1.0}}, False),
+        ({"logprobs": 0}, False),
+    ],
+)
+def test_of_temperature_0_it_takes_the_largest_logit_if_nothing_edits_or_reports_it(
+    sampling: dict[str, object], takes_largest: bool
+):
+    assert sequence([], **{"temperature": 0.0, **sampling}).takes_largest == takes_largest
+
+
 def test_with_a_constraint_the_host_takes_part_in_each_draw():
     constrained = Sequence("r", 0, Sampling(max_tokens=4), 0, [1, 2], 2, 4, constraint=FixedConstraint(False))
-    assert not constrained.draws_in_graph
+    assert not constrained.draws_in_graph and not constrained.takes_largest
 
 
 @pytest.mark.parametrize(

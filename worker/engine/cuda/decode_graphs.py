@@ -9,7 +9,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from kernels.batch import AnyArray, PrefixGroups, first
+from kernels.batch import AnyArray, GreedyDraw, PrefixGroups, first
 from kernels.decode_rows import DecodeRows, RowUpdates, write_updates
 from kernels.devices.protocol import AnyOps, is_gpu
 from kernels.ops.attention import depends_on_context
@@ -71,9 +71,15 @@ class DecodeGraphs:
         self._prefixes = prefixes_in(prefixes)
         kind = LateStepGraph if capture else StepGraph
         few = [bucket for bucket in self.buckets if bucket in model.one_kernel_contexts]
-        self._one_kernel_graphs = {
-            bucket: [self._graph(bucket, kind, host_ids=ids) for ids in host_ids] for bucket in few
-        }
+
+        def in_one_kernel(*, is_greedy: bool = False, continues: bool = False) -> dict[int, list[StepGraph]]:
+            own = {"is_greedy": is_greedy, "continues": continues}
+            return {bucket: [self._graph(bucket, kind, host_ids=ids, **own) for ids in host_ids] for bucket in few}
+
+        self._one_kernel_graphs = self._greedy_graphs = self._continuing_graphs = in_one_kernel()
+        if model.draws_in_one_kernel:
+            self._greedy_graphs = in_one_kernel(is_greedy=True)
+            self._continuing_graphs = in_one_kernel(is_greedy=True, continues=True)
         self._graphs = {bucket: self._graph(bucket, kind) for bucket in self.buckets if bucket not in few}
         self._sharing_graphs = {bucket: self._graph(bucket, kind, shares=True, is_long=True) for bucket in self.buckets}
         self.short_contexts = short_contexts(model, self.buckets)
@@ -90,16 +96,22 @@ class DecodeGraphs:
         """The number of rows that a step of this many sequences is run with."""
         return self.buckets[bisect_left(self.buckets, num_sequences)]
 
-    def graph(self, bucket: int, *, shares: bool, context: int, turn: int) -> StepGraph:
+    def graph(
+        self, bucket: int, *, shares: bool, context: int, turn: int, is_greedy: bool, has_updates: bool
+    ) -> StepGraph:
         """The step over the first ``bucket`` rows, maybe with prefix groups. It leaves its ids in ``rows.drawn``.
 
         ``context``, where `short_contexts` has the bucket: about how many tokens the longest of up to
         ``most_in_one_kernel`` sequences has, or the mean of more of them. ``turn``: which of ``host_ids`` is for the
-        step.
+        step. ``is_greedy``: its rows all take the largest logit, and nothing edits these. ``has_updates``: the host has
+        sent some for it.
         """
         is_long = bucket in self.short_contexts and context > self.short_contexts[bucket]
         if bucket in self._one_kernel_graphs and not is_long:
-            return self._one_kernel_graphs[bucket][turn]  # in one kernel, in which each attends alone
+            graphs = self._one_kernel_graphs  # in one kernel, in which each attends alone
+            if is_greedy:
+                graphs = self._greedy_graphs if has_updates else self._continuing_graphs
+            return graphs[bucket][turn]
         if shares:
             return self._sharing_graphs[bucket]
         return (self._long_graphs if is_long else self._graphs)[bucket]
@@ -117,21 +129,27 @@ class DecodeGraphs:
         shares: bool = False,
         is_long: bool = False,
         host_ids: NDArray[np.uint8] | None = None,
+        is_greedy: bool = False,
+        continues: bool = False,
     ) -> StepGraph:
         device, rows = self._model.device, self._rows
         assert is_gpu(device)
         params, ids = rows.sampling.first(bucket), first(rows.drawn, bucket)
-        step = replace(rows.step(bucket), has_long_context=is_long)
+        sent = None if host_ids is None else host_ids.view(np.int32)[:bucket]
+        positions = params.output_positions if continues else None
+        greedy = GreedyDraw(ids, sent, positions) if is_greedy else None
+        step = replace(rows.step(bucket), has_long_context=is_long, greedy=greedy)
         if shares:
             prefixes = PrefixGroups(self._prefixes.groups, first(self._prefixes.members, bucket))
             step = replace(step, prefixes=prefixes)
 
         def forward() -> AnyArray:
-            device.ops.begin_decode(rows, bucket, self._block_tokens)
+            if not continues:
+                device.ops.begin_decode(rows, bucket, self._block_tokens)
             return self._model.forward(step, self._cache)
 
-        sent = None if host_ids is None else host_ids.view(np.int32)[:bucket]
-        return kind(device, step_parts(forward, self._draw, device, params, ids, sent), f"decode step of {bucket} rows")
+        parts = step_parts(forward, self._draw, device, params, ids, sent, draws=not is_greedy)
+        return kind(device, parts, f"decode step of {bucket} rows")
 
 
 def empty_rows(ops: AnyOps, rows: DecodeRows[DeviceArray], uploads: UploadRing, block_tokens: int) -> None:

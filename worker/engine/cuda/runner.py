@@ -94,7 +94,7 @@ class CudaRunner:
         self._in_flight, self._times = deque[LaunchedStep](), StepTimes()
         self._late_draw: Draw | None = None  # of the step that was launched up to its logits
         self._drawing, self._drawing_rows = Drawing({}), np.empty(0, np.intp)  # of the last that draws behind a graph
-        self._decoding, self._draws_in_graph = list[Chunk](), True  # the last decode step; does its graph draw?
+        self._decoding, self._draws_in_graph, self._is_greedy = list[Chunk](), True, True  # the last decode step
         with _named_errors():
             self._count_rows()
             empty_rows(device.ops, self._rows, self._uploads, limits.block_tokens)
@@ -145,12 +145,12 @@ class CudaRunner:
     def _decode(self, chunks: list[Chunk]) -> Draw:
         if chunks is not self._decoding:
             self._decoding, self._draws_in_graph = chunks, all(each.draws_in_graph for each, _, _ in chunks)
+            self._is_greedy = all(each.takes_largest for each, _, _ in chunks)
         num_rows = self._graphs.bucket_for(len(chunks))
         rows, updates = self._batch_slots.allocate(chunks, num_rows)
         self._send_resets()
         if updates:
-            num_bytes = write_updates(updates, self._uploads.take())
-            self._uploads.send(num_bytes, self._rows.updates)
+            self._uploads.send(write_updates(updates, self._uploads.take()), self._rows.updates)
         if updates.rows:  # else these are the sequences of the step before
             self._prefix_grouping.send(chunks, rows.tolist())
         context = 0
@@ -158,8 +158,8 @@ class CudaRunner:
             context = max(each.num_tokens for each, _, _ in chunks)
         elif num_rows in self._graphs.short_contexts:
             context = self._batch_slots.mean_context
-        shares, turn = self._prefix_grouping.has_sent, self._downloads.turn
-        graph = self._graphs.graph(num_rows, shares=shares, context=context, turn=turn)
+        kind = {"shares": self._prefix_grouping.has_sent, "is_greedy": self._is_greedy, "has_updates": bool(updates)}
+        graph = self._graphs.graph(num_rows, context=context, turn=self._downloads.turn, **kind)
         if self._draws_in_graph:
             graph.launch()
             ids = self._downloads.expect(num_rows * 4) if graph.tells_host else self._fetch(num_rows)

@@ -20,4 +20,11 @@ def step_of(arrays: dict[str, Array], *, has_short_chunks: bool = True) -> Step[
     arrays = dict(arrays)
     states = StateRows(arrays.pop("state_slots"), arrays.pop("state_sources")) if "state_slots" in arrays else None
     prefixes = PrefixGroups(arrays.pop("groups"), arrays.pop("members")) if "groups" in arrays else None
-    return Step(**arrays, states=states, prefixes=prefixes, has_short_chunks=has_short_chunks, has_long_context=False)
+    return Step(
+        **arrays,
+        states=states,
+        prefixes=prefixes,
+        has_short_chunks=has_short_chunks,
+        has_long_context=False,
+        greedy=None,
+    )

@@ -38,6 +38,7 @@ class StepParts(msgspec.Struct, frozen=True, eq=False):
     draw: Callable[[AnyArray], None]  # the draw from them, with masks
     report: Callable[[AnyArray], None]  # the log probabilities of what was drawn
     tells_host: bool = False  # `sample` puts the ids where the host reads them
+    is_short: bool = False  # it is of few kernels, which begin sooner if they are launched one by one
 
 
 def step_parts(
@@ -47,18 +48,26 @@ def step_parts(
     params: SamplingParams[DeviceArray],
     ids: DeviceArray,
     host_ids: HostIds = None,
+    *,
+    draws: bool = True,
 ) -> StepParts:
     """A step whose ``forward`` gives logits [R, vocab], from which ``ids`` [R] are drawn with ``params`` [R].
 
     ``host_ids`` [R], page-locked: the draw puts them there, too. ``hosted`` is what enqueues the draw where the host
-    takes part in it.
+    takes part in it. ``draws`` False: ``forward`` has drawn, where the host does not.
     """
+
+    def sample(logits: AnyArray) -> None:
+        if draws:
+            device.ops.sample(logits, params, out_ids=ids, host_ids=host_ids)
+
     return StepParts(
         forward,
-        sample=lambda logits: device.ops.sample(logits, params, out_ids=ids, host_ids=host_ids),
+        sample=sample,
         draw=lambda logits: hosted.draw(logits, params),
         report=lambda logits: hosted.report(logits, params),
         tells_host=host_ids is not None,
+        is_short=not draws,
     )
 
 
@@ -84,7 +93,11 @@ class StepGraph:
     def capture_step(self) -> None:
         """Capture the step as one graph. Its kernels must have run before, as loading one breaks a capture."""
         parts = self._parts
-        self._step = self._device.capture(lambda: parts.sample(parts.forward()), self._name)
+
+        def run() -> None:
+            parts.sample(parts.forward())
+
+        self._step = self._device.record(run) if parts.is_short else self._device.capture(run, self._name)
 
     def capture_parts(self) -> None:
         """Capture it as graphs of its forward pass, its draw and its reports; the same holds."""
@@ -134,7 +147,10 @@ class StepGraph:
 
 
 class LateStepGraph(StepGraph):
-    """Captures itself when it is launched for the second time, unless it was: many steps come only once."""
+    """Captures itself when it is launched for the second time, unless it was: many steps come only once.
+
+    A short one does so the first time, as it takes no longer.
+    """
 
     def __init__(self, device: GpuDevice, parts: StepParts, name: str) -> None:
         super().__init__(device, parts, name)
@@ -144,7 +160,7 @@ class LateStepGraph(StepGraph):
     def launch(self) -> None:
         """Enqueue the step."""
         self._num_launches += 1
-        if self._num_launches == 2 and self._step is None:
+        if self._step is None and (self._num_launches == 2 or self._parts.is_short):
             self.capture_step()
         super().launch()
 

@@ -11,7 +11,7 @@ leaves every fourth layer without rotation, and GLM-4 norms what is added to the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import msgspec
@@ -20,19 +20,27 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from kernels.batch import AnyArray, Step
-from kernels.devices.protocol import AnyProjection, AnyRotation, Device
-from kernels.weights.parameters import Attention, DenseLayer, OutputHead, Pairing, QueryGrowth, RmsNorm, Rope
+from kernels.devices.protocol import AnyMatrix, AnyProjection, AnyRotation, Device
+from kernels.weights.parameters import (
+    Attention,
+    DenseLayer,
+    DenseModel,
+    OutputHead,
+    Pairing,
+    QueryGrowth,
+    RmsNorm,
+    Rope,
+    TokenEmbedding,
+)
 from worker.model.config import Architecture, ModelConfig
 from worker.model.families.mixture import Mixture, load_mixture
 from worker.model.forward.layer_kinds import layers_to_run
 from worker.model.forward.logit_tokens import attend, has_few_logits
+from worker.model.forward.one_kernel import OneKernel
 from worker.model.forward.step_activations import StepActivations
 from worker.model.kv_cache import KVCache
 from worker.model.rope_scaling import long_rope, plain_rope
 from worker.model.weights import TensorSpec, Weights
-
-ONE_KERNEL_CONTEXTS = {1: 2048, 2: 2560, 4: 2560, 8: 1024}
-"""Up to such contexts all layers of so many sequences are faster in one kernel than one by one: few blocks attend."""
 
 
 class _Output(msgspec.Struct, frozen=True, eq=False):
@@ -143,33 +151,19 @@ class Llama:
         rope = _load_rope(config, architecture, weights)
         self.recompute_at = rope.long_after
         self._rope = weights.rope(rope)
-        dense = self._dense_layers()
-        self.one_kernel_obstacle = self._dense_obstacle() or device.ops.decode_layers_obstacle(dense, 1)
-        self._dense = () if self.one_kernel_obstacle else dense
-        self.one_kernel_contexts = {
-            num_sequences: context
-            for num_sequences, context in ONE_KERNEL_CONTEXTS.items()
-            if self._dense and not device.ops.decode_layers_obstacle(dense, num_sequences)
-        }
+        self.one_kernel = OneKernel(device, self._dense_model(), self._dense_obstacle())
 
     def forward(self, step: Step[AnyArray], cache: KVCache) -> AnyArray:
         """Run one step; returns logits [R, vocab] float32 of ``step.logit_rows``."""
         ops, acts = self._device.ops, StepActivations.allocate(self._config, self._device, step)
-        x = acts.residual
-        ops.embed(step.token_ids, self._embedding, scale=self._config.scales.embedding, out=x)
-        rotation = ops.rotation(step.positions, self._rope, step.sequence_lengths, step.sequence_rows)
-        if self._runs_in_one_kernel(step):
-            head = OutputHead(self._norm, self._head)
-            ops.decode_layers(self._dense, head, rotation, step, x, out_caches=cache.layers, out=acts.logits)
+        if self.one_kernel.runs(step):
+            self.one_kernel.forward(step, cache.layers, acts.logits)
         else:
+            ops.embed(step.token_ids, self._embedding, scale=self._config.scales.embedding, out=acts.residual)
+            rotation = ops.rotation(step.positions, self._rope, step.sequence_lengths, step.sequence_rows)
             acts = self._run_layers(step, cache, rotation, acts)
             ops.norm_head(acts.residual, acts.logit_rows, self._norm, self._head, out=acts.logits)
         return acts.logits
-
-    def _runs_in_one_kernel(self, step: Step[AnyArray]) -> bool:
-        num_tokens = step.token_ids.size
-        has_one_each = step.sequence_lengths.size == num_tokens  # of sequences a token
-        return num_tokens in self.one_kernel_contexts and has_one_each and not step.has_long_context
 
     def _run_layers(
         self, step: Step[AnyArray], cache: KVCache, rotation: AnyRotation, acts: StepActivations
@@ -208,13 +202,15 @@ class Llama:
             return "it is for layers without experts"
         return None
 
-    def _dense_layers(self) -> Sequence[DenseLayer[AnyArray, AnyProjection]]:
-        """The layers that have no experts, as `decode_layers` takes them."""
-        return [
+    def _dense_model(self) -> DenseModel[AnyArray, AnyMatrix, AnyProjection]:
+        """What `decode_layers` takes, with the layers that have no experts."""
+        layers = [
             _dense_layer(layer, layer.feed_forward)
             for layer in self._layers
             if isinstance(layer.feed_forward, _FeedForward)
         ]
+        embedding = TokenEmbedding(self._embedding, self._config.scales.embedding)
+        return DenseModel(embedding, self._rope, layers, OutputHead(self._norm, self._head))
 
     def _add(self, x: AnyArray, output: _Output, *, out: AnyArray) -> None:
         if output.norm is None:

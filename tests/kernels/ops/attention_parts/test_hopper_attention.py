@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels.batch import LayerCache, dry_step
+from kernels.batch import LayerCache
+from kernels.dry_step import dry_step
 from kernels.ops.attention import cache_shape
 from kernels.ops.attention_parts import hopper_attention
 from kernels.ops.attention_parts.hopper_attention import cuts_of

@@ -7,7 +7,8 @@ from copy import copy
 import numpy as np
 import pytest
 
-from kernels.batch import LayerCache, PrefixGroups, dry_step
+from kernels.batch import LayerCache, PrefixGroups
+from kernels.dry_step import dry_step
 from kernels.ops.attention import cache_shape
 from kernels.ops.attention_parts import prefix_attention
 from kernels.ops.attention_parts.attention_plan_params import PlanCounts

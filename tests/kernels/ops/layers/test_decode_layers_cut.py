@@ -6,12 +6,22 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from kernels.ops.layers.decode_layers_cut import Layer, LayersCut, fits_head, obstacle
+from kernels.ops.layers.decode_layers_cut import Layer, LayersCut, Model, fits_head, obstacle
 from kernels.runtime.gpu_spec import A100, H100, GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import Arena
 from kernels.weights.formats import FORMATS
-from kernels.weights.parameters import Attention, DenseLayer, OutputHead, RmsNorm, Weight
+from kernels.weights.packed import PackedMatrix
+from kernels.weights.parameters import (
+    Attention,
+    DenseLayer,
+    DenseModel,
+    OutputHead,
+    RmsNorm,
+    Rope,
+    TokenEmbedding,
+    Weight,
+)
 from kernels.weights.weight_store import PackedWeightStore
 
 STORE = PackedWeightStore(Context(H100), Arena(0, None))
@@ -39,12 +49,19 @@ def layer(
     )
 
 
+def model(layers: list[Layer], table: PackedMatrix | None = None) -> Model:
+    norm = RmsNorm(STORE.vector(np.ones(896, np.float32)), 1e-6)
+    head = OutputHead(norm, STORE.projection([weight("Q8_0", 500, 896)]))
+    rope = Rope(STORE.vector(np.ones((1, 32), np.float32)), "neox")
+    return DenseModel(TokenEmbedding(table or STORE.table(weight("Q5_0", 500, 896)), 1.0), rope, layers, head)
+
+
 def test_a_small_model_fits_a_whole_hopper_and_no_other_gpu():
     layers = [layer(), layer(down="Q4_K"), layer(down="Q5_0")]
-    assert obstacle(H100, layers) is None
-    assert obstacle(A100, layers) == "it is for Hopper (sm_90a), and this GPU is sm_80"
+    assert obstacle(H100, model(layers)) is None
+    assert obstacle(A100, model(layers)) == "it is for Hopper (sm_90a), and this GPU is sm_80"
     smaller = GpuSpec("sm_90a", 114, H100.shared_bytes)  # an H100 PCIe
-    assert obstacle(smaller, layers) == "its 130 blocks must run at once, and this GPU has 114 SMs"
+    assert obstacle(smaller, model(layers)) == "its 130 blocks must run at once, and this GPU has 114 SMs"
 
 
 def test_no_block_has_more_than_it_can_do():
@@ -75,14 +92,14 @@ def test_a_head_follows_whose_rows_are_many_and_of_eight_bits():
 
 def test_more_tokens_take_more_blocks_and_shared_memory():
     layers = [layer(), layer(down="Q4_K"), layer(down="Q5_0")]
-    assert [obstacle(H100, layers, num_tokens) for num_tokens in (1, 2, 4, 8)] == [None] * 4
-    assert obstacle(H100, layers, 3) == "it is for 1, 2, 4, 8 tokens, and these are 3"
+    assert [obstacle(H100, model(layers), num_tokens) for num_tokens in (1, 2, 4, 8)] == [None] * 4
+    assert obstacle(H100, model(layers), 3) == "it is for 1, 2, 4, 8 tokens, and these are 3"
     smaller = GpuSpec("sm_90a", 130, H100.shared_bytes)
-    assert obstacle(smaller, layers, 1) is None
-    assert obstacle(smaller, layers, 2) == "its 132 blocks must run at once, and this GPU has 130 SMs"
+    assert obstacle(smaller, model(layers), 1) is None
+    assert obstacle(smaller, model(layers), 2) == "its 132 blocks must run at once, and this GPU has 130 SMs"
     other = GpuSpec("sm_90a", 132, H100.shared_bytes - (6 << 10))
-    assert obstacle(other, layers, 2) is None
-    assert "bytes of shared memory" in (obstacle(other, layers, 4) or "")
+    assert obstacle(other, model(layers), 2) is None
+    assert "bytes of shared memory" in (obstacle(other, model(layers), 4) or "")
 
 
 @pytest.mark.parametrize(
@@ -104,14 +121,19 @@ def test_more_tokens_take_more_blocks_and_shared_memory():
     ],
 )
 def test_other_layers_are_computed_one_by_one_and_it_is_said_why(other: Layer, why: str):
-    assert why in (obstacle(H100, [other]) or "")
+    assert why in (obstacle(H100, model([other])) or "")
+
+
+def test_embeddings_that_it_does_not_unpack_have_kernels_of_their_own():
+    table = STORE.table(weight("F16", 500, 896))
+    assert obstacle(H100, model([layer()], table)) == "it does not unpack embeddings of F16"
 
 
 def test_layers_of_two_shapes_are_computed_one_by_one():
-    assert obstacle(H100, [layer(), layer(ffn=4608)]) == "it is for layers of one shape"
+    assert obstacle(H100, model([layer(), layer(ffn=4608)])) == "it is for layers of one shape"
 
 
 def test_layers_are_of_a_number_that_a_launch_takes():
-    assert obstacle(H100, [layer()] * 32) is None
-    assert obstacle(H100, [layer()] * 33) == "it is for at most 32 layers, and these are 33"
-    assert obstacle(H100, [])
+    assert obstacle(H100, model([layer()] * 32)) is None
+    assert obstacle(H100, model([layer()] * 33)) == "it is for at most 32 layers, and these are 33"
+    assert obstacle(H100, model([]))

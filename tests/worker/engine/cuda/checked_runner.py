@@ -15,7 +15,7 @@ from kernels.logit_edits import count_tokens
 from kernels.reference.sampling import log_probabilities
 from orcd.errors import OrcdError
 from tests.worker.engine.context_model import check_prefixes
-from tests.worker.engine.cuda.late_device import LateModel
+from tests.worker.engine.cuda.checked_model import CheckedModel
 from tests.worker.engine.recurrent_model import MULTIPLIERS, PRIMES
 from tests.worker.logprob_records import read
 from worker.engine.batch_builder import build_sampling_row, only_decodes, state_row
@@ -146,31 +146,6 @@ class Checks:
         self.drawn_ids[sequence].append(drawn_id)
 
 
-class CheckedModel(LateModel):
-    """Tells `Checks` of each step that the device comes to, from when a runner has some."""
-
-    checks: Checks | None = None
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        sample = self.device.ops.sample
-
-        def sample_and_keep(logits: np.ndarray, params: SamplingParams, **out: np.ndarray) -> None:
-            sample(logits, params, **out)
-            self.device.enqueue(lambda: self._keep(logits, params))
-
-        self.device.ops.sample = sample_and_keep
-
-    def _keep(self, logits: np.ndarray, params: SamplingParams) -> None:
-        if self.checks is not None:
-            self.checks.logits, self.checks.params = logits, params
-
-    def _compute(self, step: Step, cache: Any, logits: np.ndarray) -> None:
-        if self.checks is not None:
-            self.checks.check_step(step, cache.states[0] if self.bytes_per_state else None)
-        super()._compute(step, cache, logits)
-
-
 class Differs(BaseException):
     """What is asserted here is no failure of a step, which an engine would lay to a request."""
 
@@ -194,6 +169,7 @@ class CheckedRunner(CudaRunner):
         self._open_step: PlainStep | None = None
         self._ends: dict[Sequence, tuple[list[int], int]] = {}  # a table, and how many tokens are computed there
         self._latest: tuple[list[Chunk], list[Chunk]] = [], []
+        model.sampling = self._rows.sampling
         self._device.enqueue(lambda: setattr(model, "checks", self.checks))  # behind what is captured
 
     @asserting()

@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 from msgspec.structs import replace
 
-from kernels.batch import StateRows, Step
+from kernels.batch import GreedyDraw, StateRows, Step
 from kernels.errors import CudaFailure
-from kernels.reference import decode_step as step
-from kernels.reference import sampling
+from kernels.reference import decode_step, sampling
 from kernels.runtime.gpu_spec import H100
 from tests.worker.engine.context_model import ContextModel
 
 OPS = (
-    step.begin_decode,
-    step.resolve_tokens,
+    decode_step.begin_decode,
+    decode_step.resolve_tokens,
     sampling.sample,
     sampling.reset_edits,
     sampling.mask_logits,
@@ -82,6 +81,9 @@ class LateDevice:
             self._queue = outside
         return SimpleNamespace(name=name, launch=lambda: self._queue.extend(captured))
 
+    def record(self, enqueue: Callable[[], None]) -> SimpleNamespace:
+        return self.capture(enqueue, "")
+
     def _later(self, op: Callable[..., Any]) -> Callable[..., None]:
         return lambda *arguments, **options: self.enqueue(lambda: op(*arguments, **options))
 
@@ -115,12 +117,20 @@ class LateModel:
         self.one_kernel_contexts = {1: 24, 2: 16}
         self.device = LateDevice(seed)
         self.bytes_per_state = self.model.bytes_per_state
+        self.draws_in_one_kernel = not self.bytes_per_state  # what one kernel runs has no recurrent layers
         self.bytes_per_block, self.allocate_cache = self.model.bytes_per_block, self.model.allocate_cache
 
     def forward(self, step: Step, cache: np.ndarray) -> np.ndarray:
         logits = np.full((step.logit_rows.shape[0], self.config.vocab_size), np.nan, np.float32)
+        if step.greedy is not None and step.greedy.output_positions is not None:
+            self.device.enqueue(lambda: decode_step.continue_rows(step, self.model.block_tokens))
         self.device.enqueue(lambda: self._compute(step, cache, logits))
+        if step.greedy is not None:
+            self.device.enqueue(lambda: self._draw(logits, step.greedy))
         return logits
+
+    def _draw(self, logits: np.ndarray, greedy: GreedyDraw) -> None:
+        sampling.draw_greedily(logits, greedy)
 
     def _compute(self, step: Step, cache: np.ndarray, logits: np.ndarray) -> None:
         """Of a padded step the tokens and sequences that are there."""

@@ -12,6 +12,8 @@ from worker.engine.cuda.step_graph import HostedDraw
 
 NO_DRAW = HostedDraw(lambda *_: None, lambda *_: None)
 
+PLAIN = {"is_greedy": False, "has_updates": True}
+
 
 @pytest.mark.parametrize(
     ("most", "buckets"),
@@ -48,12 +50,12 @@ def test_a_step_runs_in_the_smallest_bucket_that_holds_it(capture: bool):
     model.device.run_until(len(model.device._queue))
     drawn.clear()
     before = len(model.device._queue)
-    graphs.graph(4, shares=False, context=9, turn=0).launch()
+    graphs.graph(4, shares=False, context=9, turn=0, **PLAIN).launch()
     whole = len(model.device._queue)
     assert whole > before
-    graphs.graph(4, shares=False, context=9, turn=0).launch_forward()
+    graphs.graph(4, shares=False, context=9, turn=0, **PLAIN).launch_forward()
     assert len(model.device._queue) == whole + (whole - before) - 1, "all but the op that draws"
-    graphs.graph(4, shares=False, context=9, turn=0).launch_draw(reports=True)
+    graphs.graph(4, shares=False, context=9, turn=0, **PLAIN).launch_draw(reports=True)
     model.device.run_until(len(model.device._queue))
     assert drawn == [4], "the host's part of the draw is in the second half of a step that is launched in two"
 
@@ -78,10 +80,12 @@ def test_few_sequences_with_a_long_context_have_a_graph_of_their_own(capture: bo
     assert graphs.most_in_one_kernel == 2
     for bucket, most in model.one_kernel_contexts.items():
         plain, long, sharing = (
-            graphs.graph(bucket, shares=shares, context=context, turn=0)
+            graphs.graph(bucket, shares=shares, context=context, turn=0, **PLAIN)
             for shares, context in ((False, most), (False, most + 1), (True, most + 1))
         )
-        assert graphs.graph(bucket, shares=True, context=most, turn=0) is plain, "in one kernel each attends alone"
+        assert graphs.graph(bucket, shares=True, context=most, turn=0, **PLAIN) is plain, (
+            "in one kernel each attends alone"
+        )
         for graph, step in ((plain, (False, False)), (long, (True, False)), (sharing, (True, True))):
             steps.clear()
             graph.launch()
@@ -89,11 +93,15 @@ def test_few_sequences_with_a_long_context_have_a_graph_of_their_own(capture: bo
             assert capture or steps, "a captured graph does not run the forward pass again"
             assert graph.tells_host is (graph is plain)
         for turn, ids in enumerate(host_ids):
-            graphs.graph(bucket, shares=False, context=most, turn=turn).launch()
-            model.device.run_until(len(model.device._queue))
-            assert ids.view(np.int32)[:bucket].tolist() == rows.drawn[:bucket].tolist()
-            ids[:] = 255
-    assert graphs.graph(4, shares=False, context=9, turn=0) is graphs.graph(4, shares=False, context=8, turn=0)
+            for is_greedy, has_updates in ((False, False), (True, True), (True, False)):
+                kind = {"is_greedy": is_greedy, "has_updates": has_updates}
+                graphs.graph(bucket, shares=False, context=most, turn=turn, **kind).launch()
+                model.device.run_until(len(model.device._queue))
+                assert ids.view(np.int32)[:bucket].tolist() == rows.drawn[:bucket].tolist()
+                ids[:] = 255
+    assert graphs.graph(4, shares=False, context=9, turn=0, **PLAIN) is graphs.graph(
+        4, shares=False, context=8, turn=0, **PLAIN
+    )
 
 
 def test_many_sequences_whose_attention_is_cut_otherwise_have_graphs_for_long_contexts():
@@ -110,6 +118,8 @@ def test_many_sequences_whose_attention_is_cut_otherwise_have_graphs_for_long_co
     assert graphs.short_contexts == {192: SHORT_CONTEXT, 256: SHORT_CONTEXT}
     for bucket in graphs.buckets:
         for shares in (False, True):
-            short, long = (graphs.graph(bucket, shares=shares, context=SHORT_CONTEXT + more, turn=0) for more in (0, 1))
+            short, long = (
+                graphs.graph(bucket, shares=shares, context=SHORT_CONTEXT + more, turn=0, **PLAIN) for more in (0, 1)
+            )
             assert (short is long) == (shares or bucket < 192)
-            assert (short is graphs.graph(bucket, shares=False, context=1, turn=0)) != shares
+            assert (short is graphs.graph(bucket, shares=False, context=1, turn=0, **PLAIN)) != shares

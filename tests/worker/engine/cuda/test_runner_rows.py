@@ -10,7 +10,8 @@ import pytest
 
 from tests.worker.engine.bracket_constraint import BracketConstraint, RunConstraint
 from tests.worker.engine.context_model import Config, ContextModel
-from tests.worker.engine.cuda.checked_runner import CheckedModel, CheckedRunner
+from tests.worker.engine.cuda.checked_model import CheckedModel
+from tests.worker.engine.cuda.checked_runner import CheckedRunner
 from tests.worker.engine.cuda.test_runner_late_draws import ReplacingConstraint
 from tests.worker.engine.generation import engine, finish, prompt
 from tests.worker.engine.recurrent_model import RecurrentModel

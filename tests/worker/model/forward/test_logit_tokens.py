@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from kernels.batch import dry_step
 from kernels.devices.open import open_device
+from kernels.dry_step import dry_step
 from kernels.reference.decode_step import select_step
 from tests.models.files import SMALL
 from tests.worker.model.stepping import Stepper

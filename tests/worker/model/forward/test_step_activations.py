@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels.batch import dry_step
 from kernels.devices.dry_run import DryRunDevice
+from kernels.dry_step import dry_step
 from tests.worker.model.tiny import write_tiny
 from worker.model.config import ModelConfig
 from worker.model.forward.step_activations import StepActivations
