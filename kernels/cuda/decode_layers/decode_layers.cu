@@ -1,5 +1,5 @@
-// All of a dense model for a few tokens, from their ids to logits and, where each takes the largest, to the next ids, in
-// one kernel whose blocks stay: for few sequences, kernels that follow each other take longer to hand over than to
+// All of a dense model for a few tokens, from their ids to logits and, where each takes the largest, to the next ids,
+// in one kernel whose blocks stay: for few sequences, kernels that follow each other take longer to hand over than to
 // compute. A block has the same rows of the weights in each layer and copies the next layer's while it works on this
 // one's. Blocks exchange activations as words that say themselves whether they are there (decode_layers.cuh); nothing
 // else is between them, no barrier and no atomic.
