@@ -28,6 +28,7 @@ from kernels.ops.matmul_params import (
 )
 from kernels.ops.matmul_tuning import (
     BLOCK_OUTPUTS,
+    NARROW_WARPS,
     SmallBatchShape,
     TileShape,
     can_norm,
@@ -49,10 +50,15 @@ from kernels.runtime.launcher import Context
 from kernels.weights.formats import FORMATS
 from kernels.weights.packed import PackedMatrix, Projection
 
+_SOURCE, _NARROW_SOURCE = "matmul/matmul", "matmul/matmul_narrow"
+_OF_NARROW_BLOCKS = ("matmul_gemv", "matmul_gemv_normed")
+
 
 def variants() -> list[Variant]:
-    """What of matmul.cu and matmul_tiled.cu is compiled: both for every format."""
-    return [(source, {"FORMAT": name}) for source in ("matmul/matmul", "matmul/matmul_tiled") for name in FORMATS]
+    """What of matmul.cu and matmul_tiled.cu is compiled: both for every format; and of matmul_narrow.cu."""
+    every = [(source, name) for source in (_SOURCE, "matmul/matmul_tiled") for name in FORMATS]
+    narrow = [(_NARROW_SOURCE, name) for name, format_ in FORMATS.items() if format_.gains_in_narrow_blocks]
+    return [(source, {"FORMAT": name}) for source, name in every + narrow]
 
 
 def linear(context: Context, x: DeviceArray, layers: Projection, *, out: DeviceArray) -> None:
@@ -202,8 +208,9 @@ def launch_small_batch(
         num_tokens=product.out.shape[0],
         routing=routing,
     )
-    threads, shared_bytes = 32 * shape.num_warps, shape.shared_bytes
-    context.launch("matmul/matmul", kernel, grid, threads, params, shared_bytes=shared_bytes, FORMAT=matrix.format.name)
+    is_narrow = shape.num_warps <= NARROW_WARPS and matrix.format.gains_in_narrow_blocks and kernel in _OF_NARROW_BLOCKS
+    source, threads = _NARROW_SOURCE if is_narrow else _SOURCE, 32 * shape.num_warps
+    context.launch(source, kernel, grid, threads, params, shared_bytes=shape.shared_bytes, FORMAT=matrix.format.name)
 
 
 _OF_ESTIMATE = 0.88

@@ -120,6 +120,11 @@ class Format:
         lane_words = self.streamed_chunks * (self.code_bytes + self.high_bytes) // 128 + of_rows // 32
         return 2 if lane_words <= 17 else 1
 
+    @property
+    def gains_in_narrow_blocks(self) -> bool:
+        """Whether it has registers for more of them in blocks of up to 16 warps."""
+        return self.is_streamed and self.streamed_places == 1 and self.unit_chunks > 1
+
     @cached_property
     def block_warps(self) -> int:
         """Warps of a block of matmul_gemv* or matmul_small_batch: as many as have the registers that they need."""

@@ -3,9 +3,6 @@
 #include "../moe/experts.cuh"
 #include "matmul_streamed.cuh"
 
-constexpr int STREAMED_PLACES = Layout<FORMAT>::streamed_places;
-using GemvWeights = OneTokenWeights<STREAMED, STREAMED_PLACES>::type;
-
 enum GemvInput { GEMV_HALF, GEMV_NORMED, GEMV_ROUTED };
 
 // One output of the token's tile, each row of which has a lane of its own.
@@ -84,7 +81,7 @@ DEVICE void copy_x(u8* to, const u8* x, int num_bytes) {
 // One token, or one expert of it. First weights are asked for, then x: nothing that waits for memory comes before, as
 // the blocks that begin last have no other kernel to hide it behind. The rest is done while x is on its way. Shared
 // memory: x as float16; a norm's sums and its weights; the sums of tiles; each warp's ring of weights, or their scales.
-template <GemvInput INPUT>
+template <GemvInput INPUT, int PLACES = Layout<FORMAT>::streamed_places>
 DEVICE void matmul_gemv(const SmallBatchParams& p) {
     const MatrixParams& matrix = p.matrix;
     const int lane = threadIdx.x % 32, at = threadIdx.x * 16, x_bytes = matrix.width * 2;
@@ -128,8 +125,8 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
     const bool has_begun = STREAMED && INPUT != GEMV_ROUTED && p.overlaps_previous();
     if (has_begun) begin_overlapped();
     if constexpr (INPUT == GEMV_NORMED && !STREAMED) row.copy_weights(p.norm, norm_weights);  // in the first group
-    GemvWeights weights(matrix, packed, shared_address(shared) + p.ring_at, place.partition, tile, place.tile_step,
-                        place.num_tiles);
+    typename OneTokenWeights<STREAMED, PLACES>::type weights(matrix, packed, shared_address(shared) + p.ring_at,
+                                                             place.partition, tile, place.tile_step, place.num_tiles);
     if constexpr (INPUT == GEMV_NORMED && STREAMED) row.copy_weights(p.norm, norm_weights), copy_commit();
     weights.begin(matrix, packed);
     RowBase base = row_base(matrix, expert, tile, lane);

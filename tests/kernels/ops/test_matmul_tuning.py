@@ -126,6 +126,26 @@ def test_tiles_are_given_the_shared_memory_that_their_kernels_count_on(arch: str
     driver.compile_source("claims.cu", read_source(tmp_path / "claims.cu"), (*options, "-fdevice-syntax-only"))
 
 
+@pytest.mark.parametrize(
+    ("name", "num_rows", "width", "source"),
+    [
+        ("Q4_K", 3072, 3072, "matmul/matmul_narrow"),  # two tiles of six partitions
+        ("Q4_K", 2560, 9728, "matmul/matmul"),  # two of ten: 20 warps
+        ("Q2_K", 3072, 3072, "matmul/matmul"),  # few words: two places in any block
+        ("Q8_0", 3072, 3072, "matmul/matmul"),
+        ("IQ3_S", 3072, 3072, "matmul/matmul"),
+    ],
+)
+def test_narrow_blocks_have_kernels_with_more_registers(name: str, num_rows: int, width: int, source: str) -> None:
+    launches: list[tuple] = []
+    context = Context(H100)
+    context.launch = lambda *launch, **rest: launches.append(launch)  # type: ignore[method-assign]
+    layers = Projection((matrix(name, num_rows, width),))
+    for num_tokens in (1, 2):
+        linear(context, array(num_tokens, width), layers, out=array(num_tokens, num_rows))
+    assert [launch[:2] for launch in launches] == [(source, "matmul_gemv"), ("matmul/matmul", "matmul_small_batch")]
+
+
 def test_partitions_are_whole_units_and_none_is_empty() -> None:
     for name, width in (("Q4_K", 4864), ("Q6_K", 8192), ("Q5_0", 896), ("MXFP4", 2880)):
         for num_rows in (16, 896, 3072, 16384):
