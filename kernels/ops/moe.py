@@ -79,7 +79,8 @@ def norm_moe_residual(
         if plan is None:
             multiply_routed(context, product, routing.logits, routing.experts, is_first=is_first, shared=shared)
         else:
-            multiply_expert_tiles(context, product, plan.down if product.matrix is experts.down else plan.gate_up)
+            is_down = product.matrix is experts.down
+            multiply_expert_tiles(context, product, plan.down if is_down else plan.gate_up, is_first=not is_down)
 
     _activate(context, inputs, experts, gating, multiply, activated)
     if summed is not None:

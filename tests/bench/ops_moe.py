@@ -116,7 +116,7 @@ def time_parts(device: CudaDevice, shape: Shape, layers: Layers, x: DeviceArray)
         if plan is None:
             multiply_routed(context, each, routing.logits, routing.experts, is_first=first)
         else:
-            multiply_expert_tiles(context, each, plan.gate_up if first else plan.down)
+            multiply_expert_tiles(context, each, plan.gate_up if first else plan.down, is_first=first)
 
     times["gate_up"] = timed(lambda number: product(number, first=True))
     times["down"] = timed(lambda number: product(number, first=False))

@@ -7,6 +7,7 @@
 struct GroupedParams {
     TiledParams tiled;
     alignas(64) u8 x_maps[MOST_WIDTHS * 128];  // tensor maps of x, float16 [rows, width], boxes of 64 columns x a width
+    int follows_plan;                          // the previous kernel makes the list of tiles
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL

@@ -25,31 +25,33 @@ struct Ring : GroupedRing<FORMAT, SIZE, HAS_PARTITIONS> {
     static_assert(T::stages >= 2, "a stage is filled while another one is read");
 };
 
-// The tiles of a block, one after the other.
+// The tiles of a block, one after the other. They come by their size: whoever has the largest of a round of all blocks
+// has the smallest of the next one.
 struct Tiles {
     const TiledParams& p;
-    int row_blocks, num_work, index, row_block;
+    int row_blocks, num_work, round = 0, index, row_block;
     int4 entry, next;
 
     DEVICE explicit Tiles(const TiledParams& p)
-        : p(p),
-          row_blocks((p.matrix.num_rows + 64 * GROUPS - 1) / (64 * GROUPS)),
-          num_work(*p.num_tiles * row_blocks),
-          index(blockIdx.x) {
-        next = at(index);
+        : p(p), row_blocks((p.matrix.num_rows + 64 * GROUPS - 1) / (64 * GROUPS)), num_work(*p.num_tiles * row_blocks) {
+        next = at(index_of(0));
         begin();
     }
     DEVICE bool has_one() const { return index < num_work; }
     DEVICE void advance() {
-        index += gridDim.x;
+        round++;
         begin();
     }
 
    private:
+    DEVICE int index_of(int round) const {
+        return round * gridDim.x + (round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+    }
     DEVICE int4 at(int i) const { return i < num_work ? p.tiles[i / row_blocks] : int4{}; }
     DEVICE void begin() {
+        index = index_of(round);
         entry = next, row_block = index % row_blocks;
-        next = at(index + gridDim.x);
+        next = at(index_of(round + 1));
     }
 };
 
@@ -311,13 +313,19 @@ KERNEL __launch_bounds__((1 + GROUPS) * WARPGROUP, Ring::blocks)
     extern __shared__ __align__(1024) u8 aligned[];
     const u32 shared = shared_address(aligned);
     begin_ring(shared + R::full_at, R::stages, 1 + COPIERS, GROUPS * WARPGROUP / 32);
-    wait_for_previous();
     const int warpgroup = threadIdx.x / WARPGROUP, warp = __shfl_sync(ALL_LANES, threadIdx.x / 32 % 4, 0);
     if (warpgroup == 0) {
         leave_registers<24>();
-        if (threadIdx.x % 32 == 0 && warp <= COPIERS) copy_tiles(t, shared, warp == COPIERS ? X : warp);
+        if (threadIdx.x % 32 || warp > COPIERS) return;
+        // Where the list of tiles was there before the previous kernel began, weights do not wait for x.
+        if (warp < COPIERS && !t.follows_plan)
+            acquire();
+        else
+            wait_for_previous();
+        copy_tiles(t, shared, warp == COPIERS ? X : warp);
     } else {
         take_registers<R::registers>();
+        wait_for_previous();
         const int own = warpgroup - 1;
         const TileStore store{t.tiled, shared + R::stores_at + own * R::store_bytes, STORE_BARRIERS + own};
         const u32 weights = shared + R::weights_at + own * R::block_bytes + warp * Layout<FORMAT>::unit_bytes;

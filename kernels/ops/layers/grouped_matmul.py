@@ -13,7 +13,7 @@ from kernels.ops.matmul_params import Epilogue, ExpertTiles, Product, TiledParam
 from kernels.ops.matmul_tuning import shaped_as
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_constants, declare_traits
-from kernels.runtime.cuda_struct import CudaStruct, FieldType
+from kernels.runtime.cuda_struct import CudaStruct, FieldType, Int32
 from kernels.runtime.driver import MAP_ALIGNMENT, MAP_BYTES
 from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
@@ -67,6 +67,7 @@ class GroupedParams(CudaStruct, source=_SOURCE):
 
     tiled: TiledParams
     x_maps: Annotated[bytes, FieldType(f"{MOST_WIDTHS * MAP_BYTES}s", MOST_WIDTHS * MAP_BYTES, MAP_ALIGNMENT, "")]
+    follows_plan: Int32
 
 
 class GroupedRing(NamedTuple):
@@ -160,8 +161,8 @@ def grouped_size(gpu: GpuSpec, matrix: PackedMatrix, num_tokens: int, num_used: 
     return next((size for size in sizes if expert_tokens <= _MXFP4_MOST_TOKENS[size]), max(sizes))
 
 
-def multiply_grouped(context: Context, product: Product, tiles: ExpertTiles) -> None:
-    """The product in ``tiles``."""
+def multiply_grouped(context: Context, product: Product, tiles: ExpertTiles, *, follows_plan: bool = True) -> None:
+    """The product in ``tiles``; ``follows_plan``: the kernel launched before may have written these."""
     matrix, size = product.matrix, tiles.size
     assert is_suitable(context.gpu, product, size), f"{product} in tiles of {size}"
     ring = grouped_ring(matrix.format, matrix.num_partitions, size)
@@ -172,7 +173,11 @@ def multiply_grouped(context: Context, product: Product, tiles: ExpertTiles) -> 
         "matmul_grouped",
         min(ring.blocks * context.gpu.num_sms, -(-matrix.num_rows // (64 * ring.groups)) * tiles.entries.shape[0]),
         128 * (1 + ring.groups),
-        GroupedParams(tiled=tiled_params(product, tiles), x_maps=x_maps.ljust(MOST_WIDTHS * MAP_BYTES, b"\0")),
+        GroupedParams(
+            tiled=tiled_params(product, tiles),
+            x_maps=x_maps.ljust(MOST_WIDTHS * MAP_BYTES, b"\0"),
+            follows_plan=follows_plan,
+        ),
         shared_bytes=ring.num_bytes,
         FORMAT=matrix.format.name,
         SIZE=size,

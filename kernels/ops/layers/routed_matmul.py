@@ -120,10 +120,13 @@ def multiply_summed(
     launch_small_batch(context, "matmul_gemv_summed", (shape.num_blocks, 1, 1), shape, product, routing)
 
 
-def multiply_expert_tiles(context: Context, product: Product, tiles: ExpertTiles) -> None:
-    """Any number of tokens with their experts, in ``tiles`` of one expert each."""
+def multiply_expert_tiles(context: Context, product: Product, tiles: ExpertTiles, *, is_first: bool = True) -> None:
+    """Any number of tokens with their experts, in ``tiles`` of one expert each.
+
+    If the product is not the first one the kernel launched before writes nothing but ``x``.
+    """
     if is_suitable(context.gpu, product, tiles.size):
-        multiply_grouped(context, product, tiles)
+        multiply_grouped(context, product, tiles, follows_plan=is_first)
         return
     if not _can_stay(context.gpu, product, tiles):
         multiply_tiled(context, product, tiles)
