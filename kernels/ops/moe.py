@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from kernels.ops.activation import geglu_rows, swiglu_rows
-from kernels.ops.layers.expert_plan import gather_rows, plan_experts, tile_sizes
+from kernels.ops.layers.expert_plan import plan_rows, tile_sizes
 from kernels.ops.layers.routed_matmul import multiply_expert_tiles, multiply_routed, multiply_summed
 from kernels.ops.layers.router import Routing, route
 from kernels.ops.layers.shared_expert import add_shared_expert
@@ -68,12 +68,11 @@ def norm_moe_residual(
     normed = context.scratch((num_tokens, width), np.float16)
     activated = context.scratch((num_pairs, experts.down.width), np.float16)
     routing = route(context, x, norm, router, normed, shared)
-    inputs, plan = normed, None
+    plan, inputs = None, normed
     if not routing.is_small:
         num_experts = router.weight.shape[0]
         sizes = tile_sizes(context.gpu, experts, num_tokens, router.num_used, num_experts)
-        plan = plan_experts(context, routing.experts, num_experts, sizes)
-        inputs = gather_rows(context, normed, plan.rows)
+        plan, inputs = plan_rows(context, routing.experts, normed, num_experts, sizes)
 
     def multiply(product: Product, *, is_first: bool = False) -> None:
         if plan is None:

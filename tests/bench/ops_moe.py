@@ -14,7 +14,7 @@ import numpy as np
 
 from kernels.devices.cuda import CudaDevice
 from kernels.devices.open import open_device
-from kernels.ops.layers.expert_plan import gather_rows, plan_experts, tile_sizes
+from kernels.ops.layers.expert_plan import plan_rows, tile_sizes
 from kernels.ops.layers.routed_matmul import multiply_expert_tiles, multiply_routed
 from kernels.ops.layers.router import route
 from kernels.ops.matmul_params import Epilogue, Product
@@ -101,11 +101,8 @@ def time_parts(device: CudaDevice, shape: Shape, layers: Layers, x: DeviceArray)
     if not routings[0].is_small:
         sizes = tile_sizes(context.gpu, layers.experts[0], num_tokens, shape.used, shape.experts)
         chosen = routings[0].experts
-        times["plan"] = timed(lambda _number: void(plan_experts(context, chosen, shape.experts, sizes)))
-        plan = plan_experts(context, chosen, shape.experts, sizes)
-        rows = plan.rows
-        times["gather"] = timed(lambda _number: void(gather_rows(context, normed, rows)))
-        inputs = gather_rows(context, normed, rows)
+        times["plan"] = timed(lambda _number: void(plan_rows(context, chosen, normed, shape.experts, sizes)))
+        plan, inputs = plan_rows(context, chosen, normed, shape.experts, sizes)
 
     def product(number: int, *, first: bool) -> None:
         experts, routing = layers.experts[number], routings[number]

@@ -12,7 +12,7 @@ struct TilesParams {
 
 struct PlanParams {
     const int* experts;         // [num_pairs] of each (token, rank)
-    int* counts;                // [blocks, num_experts] of each block's pairs; of one block null
+    int* counts;                // [blocks, num_experts] of each block's pairs
     int* rows;                  // [num_pairs] token of each pair, pairs sorted by expert
     int* places;                // [num_pairs] where each pair went
     TilesParams gate_up, down;  // in which they are multiplied; the latter null: in the same
@@ -88,8 +88,7 @@ DEVICE void for_pairs(const PlanParams& p, Use use) {
     }
 }
 
-// Before moe_plan, if that has several blocks: how often each expert is among a block's pairs. Dynamic shared memory:
-// int [num_experts].
+// Before moe_plan: how often each expert is among a block's pairs. Dynamic shared memory: int [num_experts].
 KERNEL __launch_bounds__(PLAN_THREADS) moe_count(const __grid_constant__ PlanParams p) {
     wait_for_previous();
     extern __shared__ int counts[];
@@ -112,19 +111,17 @@ KERNEL __launch_bounds__(PLAN_THREADS) moe_plan(const __grid_constant__ PlanPara
     int ranks[PLAN_PAIRS / PLAN_THREADS];
     for_pairs(p, [&](int i, int, int expert) { ranks[i] = atomicAdd(counts + expert, 1); });
     __syncthreads();
-    if (gridDim.x > 1) {
-        for (int expert = threadIdx.x; expert < p.num_experts; expert += PLAN_THREADS) {
-            int all = 0, of_those_before = 0;
+    for (int expert = threadIdx.x; expert < p.num_experts; expert += PLAN_THREADS) {
+        int all = 0, of_those_before = 0;
 #pragma unroll 8
-            for (int block = 0; block < gridDim.x; block++) {
-                const int count = p.counts[block * p.num_experts + expert];
-                all += count;
-                if (block < blockIdx.x) of_those_before += count;
-            }
-            counts[expert] = all, before[expert] = of_those_before;
+        for (int block = 0; block < gridDim.x; block++) {
+            const int count = p.counts[block * p.num_experts + expert];
+            all += count;
+            if (block < blockIdx.x) of_those_before += count;
         }
-        __syncthreads();
+        counts[expert] = all, before[expert] = of_those_before;
     }
+    __syncthreads();
     if (threadIdx.x < 32) sum_before(starts, counts, p.num_experts);
     __syncthreads();
     for_pairs(p, [&](int i, int pair, int expert) {
@@ -160,6 +157,58 @@ KERNEL __launch_bounds__(128) moe_gather(const __grid_constant__ GatherParams p)
         for (int i = 0; i < AT_ONCE; i++)
             if (first + 128 * i < num_vectors) to[first + 128 * i] = vectors[i];
     }
+}
+
+struct SortParams {
+    PlanParams plan;      // `counts` and `rows` null
+    GatherParams gather;  // `rows` null
+};
+
+// The plan and the rows of up to some thousand pairs: a warp has a pair, whose place is the number of those that come
+// before it, by expert and then by their own number. The first block writes the tiles. Dynamic shared memory: u32
+// [pairs, a multiple of 4], int [2 * (num_experts + 1)].
+KERNEL __launch_bounds__(SORT_THREADS, 2) moe_sort(const __grid_constant__ SortParams p) {
+    constexpr int AT_ONCE = 8;
+    extern __shared__ __align__(16) u32 keys[];
+    const int num_pairs = p.plan.num_pairs, num_keys = (num_pairs + 3) / 4 * 4, num_experts = p.plan.num_experts;
+    const int pair = ((int)blockIdx.x - 1) * (SORT_THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    const bool has_pair = pair >= 0 && pair < num_pairs;
+    const int num_vectors = has_pair ? p.gather.width / 8 : 0;
+    wait_for_previous();
+    const uint4* from = (const uint4*)(p.gather.normed + (i64)(pair / p.plan.num_used) * p.gather.width);
+    uint4 vectors[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++)
+        if (lane + 32 * i < num_vectors) vectors[i] = from[lane + 32 * i];
+    for (int i = threadIdx.x; i < num_keys; i += SORT_THREADS)
+        keys[i] = i < num_pairs ? (u32)p.plan.experts[i] << 16 | i : 0xFFFFFFFFu;
+    int *counts = (int*)(keys + num_keys), *starts = counts + num_experts + 1;
+    if (blockIdx.x == 0)
+        for (int expert = threadIdx.x; expert < num_experts; expert += SORT_THREADS) counts[expert] = 0;
+    __syncthreads();
+    if (blockIdx.x == 0) {
+        for (int i = threadIdx.x; i < num_pairs; i += SORT_THREADS) atomicAdd(counts + (keys[i] >> 16), 1);
+        __syncthreads();
+        if (threadIdx.x < 32) sum_before(starts, counts, num_experts);
+        write_tiles(p.plan.gate_up, starts, num_experts);
+        if (p.plan.down.tiles) write_tiles(p.plan.down, starts, num_experts);
+        return;
+    }
+    if (!has_pair) return;
+    const u32 own = keys[pair];
+    int place = 0;
+#pragma unroll 4
+    for (int i = 4 * lane; i < num_keys; i += 128) {
+        const uint4 others = *(const uint4*)(keys + i);
+        place += (others.x < own) + (others.y < own) + (others.z < own) + (others.w < own);
+    }
+    place = __reduce_add_sync(ALL_LANES, place);
+    if (lane == 0) p.plan.places[pair] = place;
+    uint4* to = (uint4*)(p.gather.out + (i64)place * p.gather.width);
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++)
+        if (lane + 32 * i < num_vectors) to[lane + 32 * i] = vectors[i];
+    for (int i = lane + 32 * AT_ONCE; i < num_vectors; i += 32) to[i] = from[i];
 }
 
 struct CombineParams {

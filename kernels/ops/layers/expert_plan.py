@@ -19,7 +19,17 @@ from kernels.weights.packed import Experts, PackedMatrix
 _PLAN_THREADS = 1024
 _PLAN_PAIRS = 2 * _PLAN_THREADS  # of a block of moe_plan
 
-declare_constants("moe/moe.cu", PLAN_THREADS=_PLAN_THREADS, PLAN_PAIRS=_PLAN_PAIRS, MOST_TILE_PAIRS=LARGEST_SIZE)
+_SORT_THREADS = 512
+_SORTED_PAIRS = 4096
+"""Up to which moe_sort takes less time: its work grows with their square."""
+
+declare_constants(
+    "moe/moe.cu",
+    PLAN_THREADS=_PLAN_THREADS,
+    PLAN_PAIRS=_PLAN_PAIRS,
+    SORT_THREADS=_SORT_THREADS,
+    MOST_TILE_PAIRS=LARGEST_SIZE,
+)
 
 
 class TilesParams(CudaStruct, source="moe/moe"):
@@ -34,7 +44,7 @@ class PlanParams(CudaStruct, source="moe/moe"):
     """What moe_count and moe_plan are given."""
 
     experts: Pointer  # [num_pairs] int32 of each (token, rank)
-    counts: Pointer  # [blocks, num_experts] int32 of each block's pairs; of one block null
+    counts: Pointer  # [blocks, num_experts] int32 of each block's pairs
     rows: Pointer  # [num_pairs] int32: token of each pair, pairs sorted by expert
     places: Pointer  # [num_pairs] int32: where each pair went
     gate_up: TilesParams
@@ -53,10 +63,16 @@ class GatherParams(CudaStruct, source="moe/moe"):
     width: Int32
 
 
+class SortParams(CudaStruct, source="moe/moe"):
+    """What moe_sort is given."""
+
+    plan: PlanParams  # `counts` and `rows` null
+    gather: GatherParams  # `rows` null
+
+
 class ExpertPlan(NamedTuple):
     """(token, rank) pairs sorted by expert, and the tiles in which they are multiplied."""
 
-    rows: DeviceArray  # [pairs] int32: token of each
     places: DeviceArray  # [pairs] int32: where each unsorted pair went
     gate_up: ExpertTiles
     down: ExpertTiles
@@ -72,44 +88,65 @@ def tile_sizes(gpu: GpuSpec, experts: Experts, num_tokens: int, num_used: int, n
     return size_of(*experts.gate_up), size_of(experts.down)
 
 
-def plan_experts(context: Context, chosen: DeviceArray, num_experts: int, sizes: tuple[int, int]) -> ExpertPlan:
-    """Of the experts ``chosen`` [T, num_used] int32 for each token, with tiles of the `tile_sizes`."""
-    num_pairs, num_used = chosen.size, chosen.shape[1]
+def plan_rows(
+    context: Context, chosen: DeviceArray, normed: DeviceArray, num_experts: int, sizes: tuple[int, int]
+) -> tuple[ExpertPlan, DeviceArray]:
+    """A plan of the experts ``chosen`` [T, num_used] int32 for each token, with tiles of the `tile_sizes`; and rows.
+
+    These are [pairs, H], each pair's the row of its token in ``normed`` [T, H] float16.
+    """
+    num_pairs, width = chosen.size, normed.shape[1]
 
     def tiles_of(size: int) -> ExpertTiles:
         max_tiles = min(num_experts, num_pairs) + num_pairs // size
         return ExpertTiles(context.scratch((max_tiles, 4), np.int32), context.scratch((1,), np.int32), size)
 
-    rows, places = (context.scratch((num_pairs,), np.int32) for _ in range(2))
     lists = {size: tiles_of(size) for size in sizes}
-    plan = ExpertPlan(rows, places, *(lists[size] for size in sizes))
+    plan = ExpertPlan(context.scratch((num_pairs,), np.int32), *(lists[size] for size in sizes))
+    gathered = context.scratch((num_pairs, width), np.float16)
+    if num_pairs <= _SORTED_PAIRS:
+        params = SortParams(
+            plan=_plan_params(plan, chosen, num_experts),
+            gather=GatherParams(normed=normed.pointer, rows=0, out=gathered.pointer, width=width),
+        )
+        grid, shared_bytes = 1 + -(-num_pairs // (_SORT_THREADS // 32)), 4 * (num_pairs + 3 + 2 * (num_experts + 1))
+        context.launch("moe/moe", "moe_sort", grid, _SORT_THREADS, params, shared_bytes=shared_bytes)
+    else:
+        rows = context.scratch((num_pairs,), np.int32)
+        _plan_many(context, plan, chosen, num_experts, rows)
+        gather = GatherParams(normed=normed.pointer, rows=rows.pointer, out=gathered.pointer, width=width)
+        context.launch("moe/moe", "moe_gather", num_pairs, 128, gather)
+    return plan, gathered
+
+
+def _plan_many(context: Context, plan: ExpertPlan, chosen: DeviceArray, num_experts: int, rows: DeviceArray) -> None:
+    """The plan of any number of pairs, with ``rows`` [pairs] int32: the token of each, sorted as they are."""
+    num_blocks = -(-chosen.size // _PLAN_PAIRS)
+    counts = context.scratch((num_blocks, num_experts), np.int32)
+    params = _plan_params(plan, chosen, num_experts, counts, rows)
+    context.launch("moe/moe", "moe_count", num_blocks, _PLAN_THREADS, params, shared_bytes=4 * num_experts)
+    context.launch("moe/moe", "moe_plan", num_blocks, _PLAN_THREADS, params, shared_bytes=4 * 3 * (num_experts + 1))
+
+
+def _plan_params(
+    plan: ExpertPlan,
+    chosen: DeviceArray,
+    num_experts: int,
+    counts: DeviceArray | None = None,
+    rows: DeviceArray | None = None,
+) -> PlanParams:
     gate_up, *other = (
         TilesParams(tiles=tiles.entries.pointer, num_tiles=tiles.num_tiles.pointer, tile_pairs=tiles.size)
-        for tiles in lists.values()
+        for tiles in {tiles.size: tiles for tiles in (plan.gate_up, plan.down)}.values()
     )
-    num_blocks = -(-num_pairs // _PLAN_PAIRS)
-    counts = context.scratch((num_blocks, num_experts), np.int32) if num_blocks > 1 else None
-    params = PlanParams(
+    return PlanParams(
         experts=chosen.pointer,
         counts=pointer_of(counts),
-        rows=plan.rows.pointer,
+        rows=pointer_of(rows),
         places=plan.places.pointer,
         gate_up=gate_up,
         down=other[0] if other else TilesParams(tiles=0, num_tiles=0, tile_pairs=0),
-        num_pairs=num_pairs,
+        num_pairs=chosen.size,
         num_experts=num_experts,
-        num_used=num_used,
+        num_used=chosen.shape[1],
     )
-    if counts is not None:
-        context.launch("moe/moe", "moe_count", num_blocks, _PLAN_THREADS, params, shared_bytes=num_experts * 4)
-    context.launch("moe/moe", "moe_plan", num_blocks, _PLAN_THREADS, params, shared_bytes=3 * (num_experts + 1) * 4)
-    return plan
-
-
-def gather_rows(context: Context, normed: DeviceArray, rows: DeviceArray) -> DeviceArray:
-    """``rows`` [pairs] of ``normed``, one after the other."""
-    num_pairs, width = rows.shape[0], normed.shape[1]
-    gathered = context.scratch((num_pairs, width), np.float16)
-    params = GatherParams(normed=normed.pointer, rows=rows.pointer, out=gathered.pointer, width=width)
-    context.launch("moe/moe", "moe_gather", num_pairs, 128, params)
-    return gathered

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kernels.devices.cuda import CudaDevice
-from kernels.ops.layers.expert_plan import gather_rows, plan_experts
+from kernels.ops.layers.expert_plan import plan_rows
 from kernels.ops.layers.routed_matmul import STAYING_SIZES, multiply_expert_tiles
 from kernels.ops.matmul import multiply_tiled
 from kernels.ops.matmul_params import Epilogue, Product
@@ -28,15 +28,17 @@ def uneven_choice(num_tokens: int, rng: np.random.Generator) -> np.ndarray:
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("num_tokens", [5, 64, 1000])
-def test_every_pair_is_in_one_tile_of_its_expert(
+@pytest.mark.parametrize("num_tokens", [5, 64, 1000, 2000])
+def test_every_pair_is_in_one_tile_of_its_expert_and_has_the_row_of_its_token(
     device: CudaDevice, upload: Upload, download: Download, num_tokens: int
 ) -> None:
-    chosen = uneven_choice(num_tokens, np.random.default_rng(num_tokens))
-    plan = plan_experts(device.context, upload(chosen), NUM_EXPERTS, (16, 96))
-    rows, places = download(plan.rows), download(plan.places)
+    """Up to 4,096 pairs are sorted by one kernel, more by others."""
+    rng = np.random.default_rng(num_tokens)
+    chosen, x = uneven_choice(num_tokens, rng), rng.normal(size=(num_tokens, 2336)).astype(np.float16)
+    plan, rows = plan_rows(device.context, upload(chosen), upload(x), NUM_EXPERTS, (16, 96))
+    places = download(plan.places)
     assert sorted(places) == list(range(chosen.size))
-    assert np.array_equal(rows[places], np.arange(chosen.size) // NUM_USED)
+    assert np.array_equal(download(rows)[places], np.repeat(x, NUM_USED, axis=0))
     expert_at = np.empty(chosen.size, np.int32)
     expert_at[places] = chosen.ravel()
     for tiles in (plan.gate_up, plan.down):
@@ -70,8 +72,7 @@ def test_tiles_of_every_size_give_the_same_bits(
     sizes = routed_sizes(device.context.gpu, matrix)
     found = {}
     for size in sizes:
-        plan = plan_experts(device.context, upload(chosen.astype(np.int32)), num_experts, (size, size))
-        inputs = gather_rows(device.context, upload(x), plan.rows)
+        plan, inputs = plan_rows(device.context, upload(chosen.astype(np.int32)), upload(x), num_experts, (size, size))
         out = empty((2 * num_tokens, shape[0]), np.float32)
         multiply_tiled(device.context, Product(inputs, matrix, out, Epilogue.STORE_FLOAT), plan.down)
         found[size] = download(out)[download(plan.places)]
@@ -96,8 +97,8 @@ def test_gated_tiles_as_wide_as_they_are_full_give_the_same_bits(
     sizes = routed_sizes(device.context.gpu, matrix)
     found = {}
     for size in sizes:
-        plan = plan_experts(device.context, upload(chosen), num_experts, (size, size))
-        inputs, out = gather_rows(device.context, x, plan.rows), empty((chosen.size, inner), np.float16)
+        plan, inputs = plan_rows(device.context, upload(chosen), x, num_experts, (size, size))
+        out = empty((chosen.size, inner), np.float16)
         multiply_tiled(device.context, Product(inputs, matrix, out, epilogue, alpha=1.702, limit=7.0), plan.gate_up)
         found[size] = download(out)[download(plan.places)]
     assert np.isfinite(found[16]).all() and found[16].astype(np.float64).std() > 0.1
@@ -131,8 +132,7 @@ def test_blocks_that_stay_give_the_same_bits(
     epilogue = Epilogue.SWIGLU if gated else Epilogue.STORE_FLOAT
     found = {}
     for size, multiply in [(16, multiply_tiled), *((size, multiply_expert_tiles) for size in STAYING_SIZES)]:
-        plan = plan_experts(device.context, upload(chosen), num_experts, (size, size))
-        inputs = gather_rows(device.context, x, plan.rows)
+        plan, inputs = plan_rows(device.context, upload(chosen), x, num_experts, (size, size))
         out = upload(np.full((chosen.size, shape[0]), np.nan, np.float16 if gated else np.float32))
         multiply(device.context, Product(inputs, matrix, out, epilogue), plan.gate_up)
         found[size, multiply.__name__] = download(out)[download(plan.places)]

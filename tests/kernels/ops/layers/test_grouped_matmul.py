@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from kernels.devices.cuda import CudaDevice
-from kernels.ops.layers.expert_plan import gather_rows, plan_experts
+from kernels.ops.layers.expert_plan import plan_rows
 from kernels.ops.layers.grouped_matmul import (
     MOST_WIDTHS,
     grouped_ring,
@@ -81,8 +81,7 @@ def test_products_have_the_bits_of_small_tiles_and_are_those_of_float64(
         (16, multiply_tiled),
         *((size, multiply_grouped) for size in sizes_of(matrix.format, matrix.num_partitions)),
     ]:
-        plan = plan_experts(device.context, upload(chosen), NUM_EXPERTS, (size, size))
-        inputs = gather_rows(device.context, upload(x), plan.rows)
+        plan, inputs = plan_rows(device.context, upload(chosen), upload(x), NUM_EXPERTS, (size, size))
         out = upload(np.full((chosen.size, shape[0]), np.nan, np.float32))
         multiply(device.context, Product(inputs, matrix, out, Epilogue.STORE_FLOAT), plan.down)
         found[size, multiply.__name__] = download(out)[download(plan.places)]
@@ -120,8 +119,7 @@ def test_gated_products_have_the_bits_of_small_tiles(
         (16, multiply_tiled),
         *((size, multiply_grouped) for size in sizes_of(matrix.format, matrix.num_partitions)),
     ]:
-        plan = plan_experts(device.context, upload(chosen), NUM_EXPERTS, (size, size))
-        inputs = gather_rows(device.context, x, plan.rows)
+        plan, inputs = plan_rows(device.context, upload(chosen), x, NUM_EXPERTS, (size, size))
         out = upload(np.full((chosen.size, inner), np.nan, np.float16))
         multiply(device.context, Product(inputs, matrix, out, epilogue, alpha=1.702, limit=7.0), plan.gate_up)
         found[size, multiply.__name__] = download(out)[download(plan.places)]
