@@ -2,6 +2,7 @@
 #pragma once
 #include "../attention/attention_merge.cuh"
 #include "../attention/attention_rope.cuh"
+#include "../decode_step/decode_rows.cuh"
 #include "../rope/rope_angles.cuh"
 #include "../sampling/sampling_rank.cuh"
 
@@ -97,7 +98,6 @@ struct DecodeLayersParams {
 DEVICE bool goes_on(const DecodeLayersParams& p, int token) {
     return p.rows.output_positions && p.rows.positions[token] >= 0;
 }
-DEVICE i32 usable(i32 id) { return max(id, 0); }  // of decode_step.cu
 
 // ---- words. One holds a float32 or two float16, and is EMPTY until it is published: a NaN that no arithmetic gives.
 // It is there as a whole or not at all and says nothing about other memory, so nothing has to be ordered.

@@ -147,7 +147,11 @@ class AttentionWarp {
         if (HELPS && helper >= BLOCK_TOKENS * HELPING_WARPS) return;
         wait_for_previous();
         i32 position = p.rows.positions[token], slot = p.rows.slots[token];
-        if (goes_on(p, token)) slot = slot_of(++position);
+        if (goes_on(p, token)) {
+            position++;
+            const i32* table = attention.block_tables + (i64)token * attention.max_blocks;
+            slot = kv_slot(table, position, attention.block_tokens);
+        }
         if (position >= 0)
             attend_in_layers(position, slot);
         else if (!HELPS)
@@ -156,12 +160,6 @@ class AttentionWarp {
     }
 
    private:
-    DEVICE i32 slot_of(i32 position) const {
-        const i32 block = position / attention.block_tokens;
-        const i32 number = attention.block_tables[(i64)token * attention.max_blocks + block];
-        return (number - block) * attention.block_tokens + position;
-    }
-
     DEVICE void attend_in_layers(i32 position, i32 slot) {
         item.sequence = token, item.num_rows = attention.group, item.num_keys = position + 1,
         item.end_tile = position / TILE_KEYS + 1;
@@ -237,12 +235,18 @@ class AttentionWarp {
         for (int block = lane; block < num_blocks; block += 32) publish(rank_place(p, token, block), EMPTY, EMPTY);
     }
 
-    // What a row that is nobody's attends to.
+    // What a row that is nobody's attends to. It waits for its heads all the same: a word for which nobody waits could
+    // come after `HeadBlock::empty_words`.
     DEVICE void clear_all() const {
-        const int num_words = attention.group * (HEAD_DIM / 2);
-        for (int l = 0; l < p.cut.num_layers; l++)
+        const int num_words = attention.group * (HEAD_DIM / 2), num_head_words = num_words + 2 * (HEAD_DIM / 2);
+#pragma unroll 1
+        for (int l = 0; l < p.cut.num_layers; l++) {
+            const LayerWords words(p, l);
+            for (int i = warp * 32 + lane; i < num_head_words; i += TOKEN_WARPS * 32)
+                await_word(p.words + words.qkv(token, head_word(i / (HEAD_DIM / 2), i % (HEAD_DIM / 2))));
             for (int i = warp * 32 + lane; i < num_words; i += TOKEN_WARPS * 32)
-                publish(p.words + LayerWords(p, l).attended(token, kv_head * num_words + i), 0);
+                publish(p.words + words.attended(token, kv_head * num_words + i), 0);
+        }
     }
 
     DEVICE void copy(const LayerCacheParams& cache, i64 offset, i32 tile) const {

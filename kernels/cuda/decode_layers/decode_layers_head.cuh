@@ -43,8 +43,8 @@ class HeadBlock : public LayerBlock {
         }
         empty_words();
     }
-    // The block's share of all words but those that come out of the last layer. Where these are all there nobody looks
-    // at the others any more: they are made of what all blocks have made of the others.
+    // The block's share of all words but those that come out of the last layer. Once these are all there, nobody writes
+    // or reads the others any more: for each of those somebody has waited, and made of it what these are made of.
     DEVICE void empty_words() const {
         sync_warps(READ_BARRIER, 2);
         const int num_quads = LayerWords(p, p.cut.num_layers - 1).end(0, 0) / 4;

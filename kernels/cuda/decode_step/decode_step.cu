@@ -1,6 +1,6 @@
 // What turns one step into the next one, or into that of some of its tokens, without the host. All kernels but those
 // that select are one block: what they do is small, and its parts depend on each other.
-#include "../common/common.cuh"
+#include "decode_rows.cuh"
 
 // How many updates there are: the row updates come after it, then the block updates.
 struct UpdateCounts {
@@ -48,9 +48,6 @@ struct BeginParams {
     i32 sampling_words;
 };
 
-// An id as an input: one that could not be drawn becomes 0, and the host ends the sequence when it reads of it.
-DEVICE i32 usable(i32 id) { return max(id, 0); }
-
 // A negative token stands for an id that a draw of the previous step gave: this is the number of that draw. See
 // `encode_draw` of kernels/batch.py.
 DEVICE i32 decode_draw(i32 token) { return -1 - token; }
@@ -86,9 +83,7 @@ struct RowState {
 
 // The KV slot of a position, -1 of a row without a sequence.
 DEVICE i32 slot_of(const BeginParams& p, int row, i32 position) {
-    if (position < 0) return -1;
-    const i32 block = position / p.block_tokens;
-    return p.block_tables[(i64)row * p.max_blocks + block] * p.block_tokens + (position - block * p.block_tokens);
+    return position < 0 ? -1 : kv_slot(p.block_tables + (i64)row * p.max_blocks, position, p.block_tokens);
 }
 
 // Rows go on; then row and block updates; then KV slots.
