@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 
 from kernels.batch import PrefixGroups
-from tests.worker.engine.cuda.gpu_engine import OF_THE_KIT, engine
+from tests.worker.engine.cuda.gpu_engine import MODELS, OF_THE_KIT, engine
 from tests.worker.engine.cuda.test_runner_gpu import assert_same
 from tests.worker.engine.cuda.test_runner_gpu import model as model  # the fixture
 from tests.worker.engine.test_equivalence import generate
 from worker.contract import Add, Choice, Sampling
 from worker.engine.cuda.prefix_grouping import PrefixGrouping
 
-pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("model", ["haiku", *OF_THE_KIT], indirect=True)]
+WITHOUT_KIT = "needs the conformance kit"
+KIT_MODELS = [
+    pytest.param(name, marks=pytest.mark.skipif(name not in MODELS, reason=WITHOUT_KIT)) for name in OF_THE_KIT
+]
+
+pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("model", ["haiku", *KIT_MODELS], indirect=True)]
 
 
 @pytest.fixture(autouse=True)
