@@ -114,6 +114,21 @@ def paged_attention(
     shape = attention_shape(context.gpu, head_dim, crowded=plan.prefix is not None)
     element_bytes, layer_defines = cache.keys.dtype.itemsize, _layer_defines(attention, cache)
     defines = {"HEAD_DIM": head_dim, **shape.defines, **layer_defines}
+    if plan.prefill_items.size:
+        num_items = plan.prefill_items.shape[0] * num_kv_heads
+        params = _params(qkv, cache, attention, step, plan, plan.prefill_items, out)
+        if shape.prefill_groups and element_bytes == 2:
+            hopper_attention.attend(context, cache, params, num_items, layer_defines)
+        else:
+            context.launch(
+                _NARROW,
+                "attention_prefill",
+                num_items * shape.prefill_parts,
+                PREFILL_WARPS * 32,
+                params,
+                shared_bytes=shape.prefill_bytes(head_dim, element_bytes),
+                **defines,
+            )
     decode_params = _params(qkv, cache, attention, step, plan, plan.decode_items, out)
     if plan.prefix:
         prefix_attention.attend_to_prefixes(
@@ -129,21 +144,6 @@ def paged_attention(
             shared_bytes=shape.decode_bytes(head_dim, element_bytes),
             **defines,
         )
-    if plan.prefill_items.size:
-        num_items = plan.prefill_items.shape[0] * num_kv_heads
-        params = _params(qkv, cache, attention, step, plan, plan.prefill_items, out, step.has_short_chunks)
-        if shape.prefill_groups and element_bytes == 2:
-            hopper_attention.attend(context, cache, params, num_items, layer_defines)
-        else:
-            context.launch(
-                _NARROW,
-                "attention_prefill",
-                num_items * shape.prefill_parts,
-                PREFILL_WARPS * 32,
-                params,
-                shared_bytes=shape.prefill_bytes(head_dim, element_bytes),
-                **defines,
-            )
 
 
 def _wide_attention(
@@ -261,7 +261,6 @@ def _params(
     plan: AttentionPlan,
     items: DeviceArray,
     out: DeviceArray,
-    follows_decodes: bool = False,
 ) -> AttentionParams:
     assert plan.window == attention.window, f"the plan is for a window of {plan.window}, not {attention.window}"
     _, num_kv_heads, block_tokens, head_dim = cache.keys.shape
@@ -275,7 +274,7 @@ def _params(
         partial_outputs=plan.partial_outputs.pointer,
         partial_sums=plan.partial_sums.pointer,
         prefix=plan.prefix.work(step.query_starts) if plan.prefix else prefix_attention.NO_WORK,
-        follows_decodes=follows_decodes,
+        has_both=step.has_short_chunks and plan.prefill_items.size > 0,
     )
     return AttentionParams(
         qkv=qkv.pointer,

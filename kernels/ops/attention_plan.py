@@ -234,6 +234,7 @@ def plan_attention(context: Context, step: Step[DeviceArray], attention: Attenti
         prefill=PrefillPlanParams(
             rows=prefill_rows,
             classes=_prefill_classes(context.gpu.num_sms, max_prefill_items * num_kv_heads, num_sequences),
+            num_sms=context.gpu.num_sms,
         ),
         prefix=prefix.params(context.gpu.num_sms, num_kv_heads, partial_rows) if prefix else NO_PLAN,
     )

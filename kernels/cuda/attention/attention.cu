@@ -3,8 +3,7 @@
 //   attention_decode        few query rows: the tiles of a split go to different warps, long contexts to several blocks
 //   rope_attention_decode   the same for steps of one token a sequence, which attention_rope.cuh completes on the way;
 //                           with ROPE_ROWS, the most query rows of a block, there is this one only, else the others
-//   attention_prefill       many query rows: warps share K and V tiles and walk over all tiles;
-//                           overlaps attention_decode
+//   attention_prefill       many query rows: warps share K and V tiles and walk over all tiles
 #include "attention_rope.cuh"
 #include "attention_merge.cuh"
 
@@ -124,9 +123,9 @@ DEVICE void decode_item(const AttentionParams& p, const Item& item, i32 kv_head,
 // Grid: at least decode items * KV heads; dynamic shared memory: 2 * DECODE_WARPS * TILE_BYTES + sizeof(Exchange).
 KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant__ AttentionParams p) {
     extern __shared__ __align__(16) u8 shared[];
-    // After attention_prefix all that it does not write is there already.
-    const bool follows_prefix = p.work.prefix.items != nullptr;
-    if (follows_prefix)
+    // After attention_prefix all that it does not write is there already, and after prefill work everything.
+    const bool follows_prefix = p.work.prefix.items != nullptr, follows_prefill = p.work.has_both && !follows_prefix;
+    if (follows_prefix || follows_prefill)
         acquire();
     else
         wait_for_previous();
@@ -144,6 +143,7 @@ KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant_
     if (follows_prefix) wait_for_previous();
     if (exists) decode_item(p, item, kv_head, OldRows{}, shared);
     clear_padding(p, token, position);
+    if (follows_prefill && blockIdx.x == 0) wait_for_previous();  // so that this kernel ends after that one
 }
 
 #else
@@ -289,7 +289,7 @@ DEVICE void prefill_item(const AttentionParams& p, const Item& item, i32 kv_head
 // WARP_ROWS rows of HEAD_DIM floats.
 KERNEL __launch_bounds__(PREFILL_THREADS, PREFILL_BLOCKS) attention_prefill(const __grid_constant__ AttentionParams p) {
     extern __shared__ __align__(16) u8 shared[];
-    begin_prefill(p);
+    wait_for_previous();
     const i32 number = blockIdx.x / PREFILL_PARTS, index = number / p.num_kv_heads;
     if (index < p.work.counts->prefill_items) {
         Item item = p.work.items[index];

@@ -1,8 +1,7 @@
 // attention_prefill of attention.cu with Hopper's instructions: the same results, bit for bit. A block has one
 // warpgroup that brings keys and values into shared memory, and some that have 64 query rows each. Blocks are
 // persistent: each takes the next item when it is done with one, as items are of very different length. Where there are
-// few rows, a block has one warpgroup of queries and one warp that brings tiles, so that all SMs have some. It overlaps
-// attention_decode.
+// few rows, a block has one warpgroup of queries and one warp that brings tiles, so that all SMs have some.
 #include "../common/wgmma.cuh"
 #include "attention.cuh"
 
@@ -75,7 +74,7 @@ DEVICE void bring_tile(const HopperAttentionParams& params, u32 stages, const Ba
 
 // One warp calls it. The number of the block's first work is the block's own; then all blocks count up together, until
 // each has found that there is no more, which resets the counter.
-DEVICE void bring_tiles(const HopperAttentionParams& params, u32 stages, const Barriers& barriers) {
+DEVICE void bring_tiles(const HopperAttentionParams& params, u32 stages, const Barriers& barriers, i32 num_blocks) {
     const AttentionParams& p = params.attention;
     const int lane = threadIdx.x % 32;
     const i32 amount = amount_of_work(p), step_blocks = TILE_KEYS / p.block_tokens;
@@ -94,7 +93,7 @@ DEVICE void bring_tiles(const HopperAttentionParams& params, u32 stages, const B
             walk.advance(p, item.num_keys, step_blocks);
             bring_tile(params, stages, barriers, place, row);
         }
-        number = gridDim.x + __shfl_sync(ALL_LANES, more, 0);
+        number = num_blocks + __shfl_sync(ALL_LANES, more, 0);
     }
 }
 
@@ -166,8 +165,8 @@ DEVICE void attend(const AttentionParams& p, u32 stages, const Barriers& barrier
 #ifdef HAS_SPLIT_GROUPS
 #include "attention_hopper_split.cuh"
 #else
-// Grid: as many blocks as run at once, at most prefill items * KV heads * PREFILL_PARTS; dynamic shared memory: 1024 +
-// BARRIERS_AT + 24 * KV_STAGES + 20 * QUEUED.
+// Grid: as many blocks as run at once, at most prefill items * KV heads * PREFILL_PARTS; those go at once whose SMs are
+// for decode work; dynamic shared memory: 1024 + BARRIERS_AT + 24 * KV_STAGES + 20 * QUEUED.
 KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM)
     attention_prefill_hopper(const __grid_constant__ HopperAttentionParams params) {
     extern __shared__ u8 unaligned[];
@@ -187,18 +186,20 @@ KERNEL __launch_bounds__(THREADS, BLOCKS_PER_SM)
         publish_barriers();
     }
     for (int i = threadIdx.x; i < ONES_BYTES / 4; i += THREADS) ((u32*)(shared + ONES_AT))[i] = HALF2_ONES;
-    begin_prefill(params.attention);
+    wait_for_previous();
     asm volatile("fence.proxy.async;" ::: "memory");
     __syncthreads();
+    const i32 num_blocks = min((i32)gridDim.x, params.attention.work.counts->prefill_sms * BLOCKS_PER_SM);
+    if ((i32)blockIdx.x >= num_blocks) return;
     const int warpgroup = threadIdx.x / WARPGROUP;
     if constexpr (IS_NARROW) {
         if (warpgroup == 0)
             attend(params.attention, stages, barriers, shared, 0);
         else
-            bring_tiles(params, stages, barriers);
+            bring_tiles(params, stages, barriers, num_blocks);
     } else if (warpgroup == 0) {
         leave_registers<24>();  // what is left by the others
-        if (threadIdx.x < 32) bring_tiles(params, stages, barriers);
+        if (threadIdx.x < 32) bring_tiles(params, stages, barriers, num_blocks);
     } else {
         take_registers<240>();
         attend(params.attention, stages, barriers, shared, warpgroup - 1);

@@ -108,7 +108,7 @@ KERNEL __launch_bounds__(SPLIT_THREADS, 1)
     }
     for (int i = threadIdx.x; i < SPLIT_GROUPS * ONES_BYTES / 4; i += SPLIT_THREADS)
         ((u32*)(shared + i / (ONES_BYTES / 4) * REGION_BYTES + ONES_AT))[i % (ONES_BYTES / 4)] = HALF2_ONES;
-    begin_prefill(params.attention);
+    wait_for_previous();
     asm volatile("fence.proxy.async;" ::: "memory");
     __syncthreads();
     const AttentionParams& p = params.attention;

@@ -23,7 +23,7 @@ struct AttentionWork {
     float* partial_outputs;  // [partial_rows, num_kv_heads, HEAD_DIM]
     float2* partial_sums;    // [partial_rows, num_kv_heads]: (m, l)
     PrefixWork prefix;
-    i32 follows_decodes;  // prefill: the previous kernel is attention_decode, which it overlaps
+    i32 has_both;  // attention_decode follows the kernel of prefill work, and overlaps it
 };
 
 // With KV_Q8 products come multiplied by CODE_FACTOR. With SOFTCAP a product s of a query and a key, not yet scaled,
@@ -213,19 +213,8 @@ DEVICE void clear_padding(const AttentionParams& p, i32 token, i32 position) {
     }
 }
 
-// ---- order. Prefill work overlaps decode work; what is left of a step without that is then its own: the padding,
-// which comes last.
-
-DEVICE void begin_prefill(const AttentionParams& p) {
-    if (p.work.follows_decodes)
-        start_next(), acquire();
-    else
-        wait_for_previous();
-}
+// What is left of prefill work without decode work, which else does it: the padding, which comes last.
 DEVICE void end_prefill(const AttentionParams& p) {
-    if (p.work.follows_decodes)
-        wait_for_previous();
-    else
-        for (i32 token = p.work.counts->tokens + blockIdx.x; token < p.num_tokens; token += gridDim.x)
-            clear_row(p, token);
+    if (p.work.has_both) return;
+    for (i32 token = p.work.counts->tokens + blockIdx.x; token < p.num_tokens; token += gridDim.x) clear_row(p, token);
 }

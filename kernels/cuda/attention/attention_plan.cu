@@ -12,6 +12,7 @@ struct DecodePlanParams {
 struct PrefillPlanParams {
     i32 rows;     // query rows of an item, 0: everything is a decode item
     i32 classes;  // of items by their number of tiles: those of a class come one after the other
+    i32 num_sms;
 };
 
 struct AttentionPlanParams {
@@ -132,6 +133,14 @@ DEVICE void put_in_order(i32* order, i32* lengths, const AttentionPlanParams& p,
     __syncthreads();
 }
 
+// Of so many tiles of decode and of prefill items, of which those take bandwidth and these, twice as long, the tensor
+// cores. Half of the SMs can do with nearly all of the bandwidth. What decode items are left then get all SMs.
+DEVICE i32 sms_for_prefill(const AttentionPlanParams& p, i32 prefill_tiles, i32 decode_tiles) {
+    const i32 num_sms = p.prefill.num_sms, all = decode_tiles + 2 * prefill_tiles;
+    const i32 others = p.prefix.num_groups || !all ? 0 : (i32)((i64)num_sms * decode_tiles / all);
+    return num_sms - min(others, num_sms / 2);
+}
+
 // Runs as one block, and overlaps the previous kernel.
 KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
     extern __shared__ i32 shared[];
@@ -188,7 +197,7 @@ KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
     if (thread == 0) {
         decode_starts[p.num_sequences] = decodes;
         prefill_starts[p.num_sequences] = prefills;
-        *p.counts = {decodes, prefills, p.query_starts[p.num_sequences], prefixes.num_items(), 0};
+        *p.counts = {decodes, prefills, p.query_starts[p.num_sequences], prefixes.num_items(), 0, 0};
     }
     __syncthreads();
 
@@ -213,8 +222,8 @@ KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
     }
     // Blocks take prefill items in turn, so those of many tiles come first. Within a class the items of a sequence stay
     // together, as they read the same keys.
-    __shared__ i32 most_tiles;
-    if (thread == 0) most_tiles = 1;
+    __shared__ i32 most_tiles, prefill_tiles;
+    if (thread == 0) most_tiles = 1, prefill_tiles = 0;
     __syncthreads();
     auto prefill_item = [&](i32 i) {
         const i32 s = sequence_of(prefill_starts, p.num_sequences, i);
@@ -225,8 +234,10 @@ KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
     for (int i = thread; i < prefills; i += threads) {
         const Item item = prefill_item(i);
         atomicMax(&most_tiles, item.end_tile - item.first_tile);
+        atomicAdd(&prefill_tiles, item.end_tile - item.first_tile);
     }
     __syncthreads();
+    if (thread == 0) p.counts->prefill_sms = sms_for_prefill(p, prefill_tiles, all_splits * SPLIT_TILES);
     i32 place = 0;
     for (int c = p.prefill.classes - 1; c >= 0; c--)
         for (int start = 0; start < prefills; start += threads) {

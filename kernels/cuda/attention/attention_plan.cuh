@@ -63,4 +63,5 @@ struct PlanCounts {
     i32 tokens;  // without padding
     i32 prefix_items;
     i32 prefill_counter;  // of work that blocks of attention_prefill_hopper have taken, 0 before and after
+    i32 prefill_sms;      // that these are on: attention_decode, which overlaps them, begins on the others
 };

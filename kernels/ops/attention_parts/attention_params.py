@@ -17,7 +17,7 @@ class AttentionWork(CudaStruct, source="attention/attention"):
     partial_outputs: Pointer  # [partial_rows, num_kv_heads, head_dim] float32
     partial_sums: Pointer  # [partial_rows, num_kv_heads, 2] float32
     prefix: PrefixWork
-    follows_decodes: Int32  # prefill: the previous kernel is attention_decode, which it overlaps
+    has_both: Int32  # attention_decode follows the kernel of prefill work, and overlaps it
 
 
 class ScoreParams(CudaStruct, source="attention/attention"):

@@ -33,6 +33,7 @@ class PlanCounts(CudaStruct, source="attention/attention_plan"):
     tokens: Int32  # without padding
     prefix_items: Int32
     prefill_counter: Int32  # of work that blocks of attention_prefill_hopper have taken, 0 before and after
+    prefill_sms: Int32  # that these are on: attention_decode, which overlaps them, begins on the others
 
 
 class DecodePlanParams(CudaStruct, source="attention/attention_plan"):
@@ -49,6 +50,7 @@ class PrefillPlanParams(CudaStruct, source="attention/attention_plan"):
 
     rows: Int32  # query rows of an item, 0: everything is a decode item
     classes: Int32  # of items by their number of tiles: those of a class come one after the other
+    num_sms: Int32
 
 
 class AttentionPlanParams(CudaStruct, source="attention/attention_plan"):

@@ -254,7 +254,7 @@ def _attention_params(
         block_tables=step.block_tables.pointer,
         positions=step.positions.pointer,
         work=AttentionWork(
-            counts=0, items=0, arrivals=0, partial_outputs=0, partial_sums=0, prefix=NO_WORK, follows_decodes=0
+            counts=0, items=0, arrivals=0, partial_outputs=0, partial_sums=0, prefix=NO_WORK, has_both=0
         ),
         sinks=0,
         out=0,

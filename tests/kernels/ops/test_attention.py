@@ -264,7 +264,7 @@ def test_a_long_context_rotates_and_writes_on_its_way(
     ("num_tokens", "num_sequences", "launches", "last"),
     [
         *((number, number, 1, "rope_attention_decode") for number in (1, 64)),
-        *((num_tokens, 64, launches, "attention_prefill_hopper") for num_tokens, launches in ((65, 3), (8256, 2))),
+        *((65, 64, 3, "attention_decode"), (8256, 64, 2, "attention_prefill_hopper")),
     ],
 )
 def test_a_decode_step_takes_one_kernel(num_tokens: int, num_sequences: int, launches: int, last: str) -> None:

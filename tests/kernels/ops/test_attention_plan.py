@@ -104,6 +104,11 @@ def test_partial_results_take_no_more_memory_than_there_is_or_could_be_used(num_
     assert partial_bytes <= min(PARTIAL_BYTES, num_tokens * max_blocks * 64 * (64 + 2) * 4)
 
 
+def read_counts(download: Download, plan: AttentionPlan) -> dict[str, int]:
+    found = np.frombuffer(download(plan.counts).tobytes(), np.int32)
+    return dict(zip([field.name for field in PlanCounts.layout.fields], found.tolist(), strict=True))
+
+
 def read_items(download: Download, array: DeviceArray, count: int) -> np.ndarray:
     fields = [field for field in Item.layout.fields if field.name != "prefix"]
     dtype = np.dtype(
@@ -138,8 +143,7 @@ def test_every_row_meets_each_of_its_tiles_once(
     starts, counts = np.array(chunks, np.int32).T
     step = step_of(upload, starts, counts)
     plan = plan_attention(context, step, attention)
-    found = np.frombuffer(download(plan.counts).tobytes(), np.int32)
-    totals = dict(zip([field.name for field in PlanCounts.layout.fields], found.tolist(), strict=True))
+    totals = read_counts(download, plan)
     assert totals["tokens"] == counts.sum()
     items = [
         *read_items(download, plan.decode_items, totals["decode_items"]),
@@ -166,14 +170,26 @@ def test_prefill_items_of_many_tiles_come_first_whatever_sequence_they_are_of(
     counts = np.array([600, 2000, 70, 1300], np.int32)
     step = step_of(upload, np.array([0, 0, 1500, 100], np.int32), counts)
     plan = plan_attention(context, step, Attention(14, 2, 64, scale=1.0))
-    number = [field.name for field in PlanCounts.layout.fields].index("prefill_items")
-    num_items = np.frombuffer(download(plan.counts).tobytes(), np.int32)[number]
-    items = read_items(download, plan.prefill_items, num_items)
+    items = read_items(download, plan.prefill_items, read_counts(download, plan)["prefill_items"])
     tiles = items["end_tile"] - items["first_tile"]
     classes = (tiles - 1) * PREFILL_CLASSES // tiles.max()
     assert (np.diff(classes) <= 0).all() and set(classes) == set(range(PREFILL_CLASSES))
     for each in range(PREFILL_CLASSES):  # a sequence's items read the same keys
         assert (np.diff(items["sequence"][classes == each]) >= 0).all()
+
+
+@pytest.mark.gpu
+def test_prefill_items_have_the_sms_that_decode_items_beside_them_can_do_without(
+    context: Context, upload: Upload, download: Download
+) -> None:
+    shares = []
+    for num_decoding in (0, 1, 10, 300):
+        starts, counts = np.array([*[2000] * num_decoding, 0]), np.array([*[1] * num_decoding, 1000])
+        step = step_of(upload, starts.astype(np.int32), counts.astype(np.int32))
+        plan = plan_attention(context, step, Attention(14, 2, 64, scale=1.0))
+        shares.append(read_counts(download, plan)["prefill_sms"] / context.gpu.num_sms)
+    assert shares[0] == 1 and shares[1] > 0.9 and 0.5 < shares[2] < 0.9
+    assert shares[3] == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.gpu
