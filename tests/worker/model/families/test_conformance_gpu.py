@@ -25,7 +25,7 @@ from worker.model.gguf import open_gguf
 from worker.model.registry import load_model
 from worker.settings import Settings
 
-FILES = [path for name, path in (SMALL | KIT).items() if not name.startswith(NOT_ON_GPU)]
+FILES = [path for path in (*SMALL.values(), *KIT.values()) if not path.stem.startswith(NOT_ON_GPU)]
 EXPERTS = "gemma4-moe", "gpt-oss", "mixtral", "qwen3moe", "qwen3next", "qwen35moe"
 LONGROPE = "phi3-longrope", "phi4-mini"
 SETTINGS = Settings(device="cuda:0", max_sequences=8, step_tokens=512, kv_block_tokens=16, kv_cache_bytes=1 << 28)
