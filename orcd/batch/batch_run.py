@@ -51,7 +51,7 @@ class BatchRun:
 
     @property
     def num_in_flight(self) -> int:
-        """Jobs that were submitted and whose end was not seen."""
+        """Jobs that were submitted, as far as is known, and whose end was not seen."""
         return len(self._in_flight)
 
     def run(self) -> None:
@@ -97,11 +97,12 @@ class BatchRun:
             return [True] * len(lines)
 
         self._file.submit(lines)
+        self._in_flight |= {line.job_id: line for line in lines}  # who does not wait for the answer cancels them
         for line, is_stored in self._ask(lines, submit):
             if not is_stored:
+                del self._in_flight[line.job_id]
                 self._refused.append(line)
                 continue
-            self._in_flight[line.job_id] = line
             if self._file.was_submitted(line):
                 self._unseen.add(line.job_id)
 

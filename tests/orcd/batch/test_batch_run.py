@@ -199,6 +199,27 @@ def test_what_is_in_flight_can_be_cancelled(
     assert [connection.hget(key, "state") for key in connection.keys("orcd:*:job")] == [b"cancelled"] * 2
 
 
+def test_what_is_interrupted_while_it_is_submitted_can_be_cancelled(
+    client: Client, connection: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit_many = client.submit_many
+
+    def submit_and_stop(*arguments: Any, **options: Any) -> None:
+        submit_many(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client, "submit_many", submit_and_stop)
+    source = tmp_path / "in.txt"
+    source.write_text("one\ntwo\nthree\n")
+    with BatchFile(BatchPaths([str(source)], str(tmp_path / "out")), BatchOptions()) as file:
+        run = BatchRun(client, file, Updates())
+        with pytest.raises(KeyboardInterrupt):
+            run.run()
+        assert run.num_in_flight == 3
+        run.cancel()
+    assert [connection.hget(key, "state") for key in connection.keys("orcd:*:job")] == [b"cancelled"] * 3
+
+
 def test_lines_whose_model_nobody_serves_fail_at_once_where_that_is_asked_for(client: Client, tmp_path: Path) -> None:
     batch = Batch(tmp_path, 3)
     batch.run(client, fail_fast=True)
