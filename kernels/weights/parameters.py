@@ -194,7 +194,7 @@ class LayersSupport(NamedTuple):
     num_tokens: tuple[int, ...] = ()
     """Of steps that it runs."""
     words: NDArray[np.float32] = np.empty(0, np.float32)
-    """What it needs in device memory, the same again when it is done. None: it does not draw (`Step.greedy`)."""
+    """What it needs in device memory, the same again when it is done; empty: it does not draw (`Step.greedy`)."""
 
 
 class DeltaNet(msgspec.Struct, Generic[Array], frozen=True, eq=False):

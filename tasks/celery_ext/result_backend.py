@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import celery.backends.redis
 import msgspec
@@ -18,16 +18,14 @@ import redis
 from celery import states
 from celery.exceptions import Reject
 from redis.backoff import ExponentialBackoff
-from redis.retry import Retry
 
 from orcd.result import Result
 from orcd.store import schema
+from orcd.store.commands.timed_redis import RetryIf
 from orcd.store.redis_address import RedisAddress
 from orcd.store.redis_connection import is_out_of_order, make_pool
 from tasks.dispatch.delivery import Repeated
 from tasks.dispatch.engine.reported_logprobs import ReportedLogprobs
-
-T = TypeVar("T")
 
 LONGEST_PAUSE_S = 1.0
 MAX_HELD_BYTES = 256 * 1024
@@ -47,7 +45,7 @@ def is_away(error: Exception) -> bool:
     return isinstance(error, redis.RedisError) and is_out_of_order(error)
 
 
-class RetryWhile(Retry):
+class RetryWhile(RetryIf):
     """Tries a command again for as long as Redis is away and ``is_waiting()``."""
 
     def __init__(self, is_waiting: Callable[[], bool]) -> None:
@@ -57,19 +55,9 @@ class RetryWhile(Retry):
     def __deepcopy__(self, _: Any) -> RetryWhile:  # redis-py makes a copy for each connection
         return self
 
-    def call_with_retry(
-        self,
-        do: Callable[[], T],
-        fail: Callable[..., Any],
-        is_retryable: Callable[[Exception], bool] | None = None,
-        with_failure_count: bool = False,
-    ) -> T:
-        """The result of ``do``. Raises its error if that is another one or it is too late; see redis-py."""
-
-        def is_worth_waiting(error: Exception) -> bool:
-            return self._is_waiting() and is_away(error) and (is_retryable is None or is_retryable(error))
-
-        return super().call_with_retry(do, fail, is_worth_waiting, with_failure_count)
+    def condition(self) -> Callable[[Exception], bool]:
+        """Whether Redis is away and somebody waits."""
+        return lambda error: self._is_waiting() and is_away(error)
 
 
 class ResultBackend(celery.backends.redis.RedisBackend):  # type: ignore[misc]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -18,8 +19,12 @@ T = TypeVar("T")
 ANSWER_TIMEOUT_S = 15
 
 
-class TimedRetry(Retry):
-    """Tries a command again only in the time that its answer may take: not where that is what has passed in vain."""
+class RetryIf(Retry):
+    """Tries a command again only after errors that `condition` finds worth it."""
+
+    @abstractmethod
+    def condition(self) -> Callable[[Exception], bool]:
+        """What is asked after each error of one command, which begins now."""
 
     def call_with_retry(
         self,
@@ -28,13 +33,22 @@ class TimedRetry(Retry):
         is_retryable: Callable[[Exception], bool] | None = None,
         with_failure_count: bool = False,
     ) -> T:
-        """See redis-py."""
+        """The result of ``do``. Raises its error if that is not worth another try; see redis-py."""
+        condition = self.condition()
+
+        def is_worth_it(error: Exception) -> bool:
+            return condition(error) and (is_retryable is None or is_retryable(error))
+
+        return super().call_with_retry(do, fail, is_worth_it, with_failure_count)
+
+
+class TimedRetry(RetryIf):
+    """Tries a command again only in the time that its answer may take: not where that is what has passed in vain."""
+
+    def condition(self) -> Callable[[Exception], bool]:
+        """Whether that time is left."""
         end = time.monotonic() + ANSWER_TIMEOUT_S
-
-        def is_in_time(error: Exception) -> bool:
-            return time.monotonic() < end and (is_retryable is None or is_retryable(error))
-
-        return super().call_with_retry(do, fail, is_in_time, with_failure_count)
+        return lambda _: time.monotonic() < end
 
 
 @asynccontextmanager

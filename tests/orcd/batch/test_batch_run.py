@@ -180,14 +180,8 @@ def test_tokens_of_an_earlier_run_are_not_of_this_ones_rate(
     assert batch.run(client).told[-1] == (3, 0, 0)
 
 
-def test_what_is_in_flight_can_be_cancelled(
-    client: Client, connection: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(self: Client, job_ids: Sequence[str]) -> list[Status]:
-        connection.delete(schema.job_key(job_ids[0]))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Client, "statuses", stop)
+def states_after_interrupt(client: Client, connection: redis.Redis, tmp_path: Path) -> list[bytes | None]:
+    """The states of the jobs of three lines whose run was interrupted, and then cancelled."""
     source = tmp_path / "in.txt"
     source.write_text("one\ntwo\nthree\n")
     with BatchFile(BatchPaths([str(source)], str(tmp_path / "out")), BatchOptions()) as file:
@@ -196,7 +190,18 @@ def test_what_is_in_flight_can_be_cancelled(
             run.run()
         assert run.num_in_flight == 3
         run.cancel()
-    assert [connection.hget(key, "state") for key in connection.keys("orcd:*:job")] == [b"cancelled"] * 2
+    return [connection.hget(key, "state") for key in connection.keys("orcd:*:job")]
+
+
+def test_what_is_in_flight_can_be_cancelled(
+    client: Client, connection: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: Client, job_ids: Sequence[str]) -> list[Status]:
+        connection.delete(schema.job_key(job_ids[0]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "statuses", stop)
+    assert states_after_interrupt(client, connection, tmp_path) == [b"cancelled"] * 2
 
 
 def test_what_is_interrupted_while_it_is_submitted_can_be_cancelled(
@@ -209,15 +214,7 @@ def test_what_is_interrupted_while_it_is_submitted_can_be_cancelled(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(client, "submit_many", submit_and_stop)
-    source = tmp_path / "in.txt"
-    source.write_text("one\ntwo\nthree\n")
-    with BatchFile(BatchPaths([str(source)], str(tmp_path / "out")), BatchOptions()) as file:
-        run = BatchRun(client, file, Updates())
-        with pytest.raises(KeyboardInterrupt):
-            run.run()
-        assert run.num_in_flight == 3
-        run.cancel()
-    assert [connection.hget(key, "state") for key in connection.keys("orcd:*:job")] == [b"cancelled"] * 3
+    assert states_after_interrupt(client, connection, tmp_path) == [b"cancelled"] * 3
 
 
 def test_lines_whose_model_nobody_serves_fail_at_once_where_that_is_asked_for(client: Client, tmp_path: Path) -> None:
