@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from typing import BinaryIO
 
@@ -93,7 +94,7 @@ ROUTES = (
 
 
 class _Content(Response):
-    """What a file holds now; that of a batch may grow meanwhile."""
+    """What a file holds now; that of a batch may grow meanwhile, or begin anew at another gateway."""
 
     def __init__(self, store: FileStore, found: FileObject) -> None:
         super().__init__()
@@ -101,9 +102,9 @@ class _Content(Response):
         self._found = found
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        num_bytes = self._found.bytes
-        # Before the status is sent: it may have been deleted just now.
+        # Before the status is sent: it may have been deleted just now, or replaced by a shorter one.
         with await asyncio.to_thread(self._store.open, self._found.id) as file:
+            num_bytes = await asyncio.to_thread(_size, file)
             answer = StreamingResponse(
                 _parts(file, num_bytes),
                 media_type="application/octet-stream",
@@ -147,6 +148,12 @@ def _limited(call: Call) -> Request:
         return message
 
     return Request(call.request.scope, receive)
+
+
+def _size(file: BinaryIO) -> int:
+    num_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return num_bytes
 
 
 async def _parts(file: BinaryIO, num_bytes: int) -> AsyncIterator[bytes]:

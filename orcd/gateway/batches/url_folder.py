@@ -3,20 +3,28 @@
 What is kept there can only be written whole. So files are written on this machine and copied: a file that still grows
 as ``NAME.part``, which counts until ``NAME`` is there. A gateway that was given up, and goes on with a batch that
 another one has ended since, can only write parts, or the same file once more.
+
+A part is replaced at any time, by one that is shorter where another gateway has taken the batch over. So whoever reads
+one gets a copy, made at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from orcd.errors import InvalidRequest
 from orcd.gateway.batches.shared_folder import Workplace, reaching
 
 _PART = ".part"
+_RENAMING = {"file", "local", "sftp", "ssh"}
+"""Stores that show files while they are written, and rename one onto another. Others show a file once it is whole."""
+
+T = TypeVar("T")
 
 
 class UrlFolder:
@@ -47,12 +55,12 @@ class UrlFolder:
     def size(self, name: str) -> int:
         """See `SharedFolder`."""
         with reaching():
-            return int(self._system.info(self._newest(name))["size"])
+            return self._newest(name, lambda path: int(self._system.info(path)["size"]))
 
     def open(self, name: str) -> BinaryIO:
         """See `SharedFolder`."""
         with reaching():
-            return cast(BinaryIO, self._system.open(self._newest(name), "rb"))
+            return self._newest(name, self._open)
 
     def names(self, prefix: str) -> list[str]:
         """See `SharedFolder`."""
@@ -74,14 +82,19 @@ class UrlFolder:
 
     def download(self, name: str, path: Path) -> None:
         """Copy a file to ``path``."""
-        with reaching(), path.open("wb") as copy, self._system.open(self._newest(name), "rb") as file:
-            while chunk := file.read(1 << 20):
-                copy.write(chunk)
+        with reaching():
+            self._newest(name, lambda kept: self._system.get_file(kept, str(path)))
 
     def upload(self, path: Path, name: str) -> None:
         """Copy the file at ``path``."""
+        kinds = self._system.protocol
+        renames = not _RENAMING.isdisjoint({kinds} if isinstance(kinds, str) else kinds)
+        place = self._at(name)
+        copy = f"{place}.{token_hex(4)}.new" if renames else place
         with reaching():
-            self._system.put_file(str(path), self._at(name))
+            self._system.put_file(str(path), copy)
+            if renames:
+                self._system.mv(copy, place)
 
     def upload_part(self, path: Path, name: str) -> None:
         """Copy the file at ``path``, from which there is more to come."""
@@ -90,11 +103,22 @@ class UrlFolder:
     def _at(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
 
-    def _newest(self, name: str) -> str:
-        """Where the file is, or as much of it as there is."""
-        self._system.invalidate_cache()
+    def _newest(self, name: str, read: Callable[[str], T]) -> T:
+        """What ``read`` makes of the file, or of as much of it as there is."""
         whole = self._at(name)
-        return whole if self._system.exists(whole) else whole + _PART
+        for path in (whole, whole + _PART, whole):  # a part goes once the whole file is there
+            self._system.invalidate_cache()
+            with suppress(FileNotFoundError):
+                return read(path)
+        raise FileNotFoundError(name)
+
+    def _open(self, path: str) -> BinaryIO:
+        if not path.endswith(_PART):
+            return cast(BinaryIO, self._system.open(path, "rb"))
+        with TemporaryDirectory(prefix="orcd-gateway-") as folder:
+            copy = Path(folder, "part")
+            self._system.get_file(path, str(copy))
+            return copy.open("rb")
 
 
 class _UrlWorkplace:
@@ -109,7 +133,7 @@ class _UrlWorkplace:
         try:
             self._folder.download(name, self.path(name))
         except FileNotFoundError:
-            self.path(name).unlink()
+            self.path(name).unlink(missing_ok=True)
 
     def keep_part(self, name: str) -> None:
         self._folder.upload_part(self.path(name), name)

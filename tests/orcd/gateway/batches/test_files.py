@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import openai
 import pytest
 
-from orcd.gateway.batches import batch_runner
+from orcd.gateway.batches import batch_runner, files
 from orcd.gateway.batches.file_store import FileObject, FileStore
 from tests.conftest import wait_until
 from tests.orcd.answering_worker import AnsweringWorker
@@ -57,8 +56,7 @@ def test_a_file_that_becomes_shorter_while_it_is_sent_keeps_nobody_waiting(
     sdk: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = sdk.files.create(file=("a", b"xyz"), purpose="batch")
-    find = FileStore.find
-    monkeypatch.setattr(FileStore, "find", lambda *asked: msgspec.structs.replace(find(*asked), bytes=5))
+    monkeypatch.setattr(files, "_size", lambda _: 5)
     with pytest.raises(openai.APIConnectionError) as caught:
         sdk.with_options(max_retries=0).files.content(kept.id)
     assert not isinstance(caught.value, openai.APITimeoutError)

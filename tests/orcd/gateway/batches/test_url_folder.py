@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 import openai
@@ -15,7 +15,7 @@ import redis
 from orcd.errors import InvalidRequest
 from orcd.gateway.api_error import ApiError
 from orcd.gateway.batches import batch_runner, batch_store, batch_task
-from orcd.gateway.batches.file_store import FileStore
+from orcd.gateway.batches.file_store import FileStore, data_name
 from orcd.gateway.batches.url_folder import UrlFolder
 from orcd.gateway.settings import GatewaySettings
 from orcd.store import schema
@@ -106,6 +106,11 @@ def test_no_line_of_a_gateway_that_was_killed_is_lost_or_runs_twice(
     assert {key.split(b":")[1].strip(b"{}") for key in connection.keys("orcd:{*}:job")} == jobs
 
 
+def content(folder: UrlFolder, name: str) -> bytes:
+    with folder.open(name) as file:
+        return file.read()
+
+
 def test_what_a_gateway_that_was_given_up_still_writes_does_not_replace_a_whole_file(memory: str) -> None:
     folder = UrlFolder(memory)
     with folder.workplace() as stalled, folder.workplace() as heir:
@@ -118,7 +123,88 @@ def test_what_a_gateway_that_was_given_up_still_writes_does_not_replace_a_whole_
         heir.keep("a")
         assert folder.names("") == ["a"]
         stalled.keep_part("a")
-    assert (folder.read("a"), folder.size("a"), folder.open("a").read()) == (b"onetwo", 6, b"onetwo")
+    assert (folder.read("a"), folder.size("a"), content(folder, "a")) == (b"onetwo", 6, b"onetwo")
+
+
+@pytest.mark.parametrize("when", ["before it is opened", "while it is read"])
+def test_what_grows_is_read_whole_though_another_gateway_begins_it_anew(
+    memory: str, start_gateway: StartGateway, open_sdk: OpenSdk, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    folder = UrlFolder(memory)
+    sdk = open_sdk(start_gateway(files_dir=memory))
+    name = data_name(kept := sdk.files.create(file=("a", b"x"), purpose="batch").id)
+    folder.delete(name)
+    open_file = FileStore.open
+
+    with folder.workplace() as first, folder.workplace() as second:
+        first.path(name).write_bytes(b"one\ntwo\n")
+        first.keep_part(name)
+        second.path(name).write_bytes(b"one\n")
+
+        def take_over(store: FileStore, file_id: str) -> BinaryIO:
+            if when == "while it is read":
+                file = open_file(store, file_id)
+                second.keep_part(name)
+                return file
+            second.keep_part(name)
+            return open_file(store, file_id)
+
+        assert sdk.files.retrieve(kept).bytes == 8
+        monkeypatch.setattr(FileStore, "open", take_over)
+        content = sdk.files.content(kept).content
+    assert content == (b"one\n" if when == "before it is opened" else b"one\ntwo\n")
+    assert sdk.files.retrieve(kept).bytes == 4
+
+
+@pytest.mark.parametrize("read", ["size", "open", "fetch"])
+def test_a_part_that_goes_as_its_file_becomes_whole_is_no_file_less(
+    memory: str, monkeypatch: pytest.MonkeyPatch, read: str
+) -> None:
+    folder = UrlFolder(memory)
+    system: Any = fsspec.get_filesystem_class("memory")
+    method = {"size": "info", "open": "open", "fetch": "get_file"}[read]
+    plain = getattr(system, method)
+    with folder.workplace() as place, folder.workplace() as other:
+        place.path("a").write_bytes(b"one")
+        place.keep_part("a")
+        place.path("a").write_bytes(b"onetwo")
+
+        def keep_first(self: Any, path: str, *arguments: Any, **options: Any) -> Any:
+            if path.endswith(".part"):
+                monkeypatch.setattr(system, method, plain)
+                place.keep("a")
+            return plain(self, path, *arguments, **options)
+
+        monkeypatch.setattr(system, method, keep_first)
+        if read == "size":
+            assert folder.size("a") == 6
+        elif read == "open":
+            assert content(folder, "a") == b"onetwo"
+        else:
+            other.fetch("a")
+            assert other.path("a").read_bytes() == b"onetwo"
+
+
+def test_nobody_sees_a_part_that_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = UrlFolder(f"file://{tmp_path}/files")
+    system: Any = fsspec.get_filesystem_class("file")
+    put_file = system.put_file
+    seen = []
+
+    def put_half_first(self: Any, source: str, target: str, **options: Any) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:2])
+        seen.append(content(folder, "a") if folder.names("a.part") else b"")
+        put_file(self, source, target, **options)
+
+    with folder.workplace() as place:
+        place.path("a").write_bytes(b"one")
+        place.keep_part("a")
+        monkeypatch.setattr(system, "put_file", put_half_first)
+        place.path("a").write_bytes(b"onetwo")
+        place.keep_part("a")
+    assert seen == [b"one"]
+    assert content(folder, "a") == b"onetwo"
+    assert folder.names("") == ["a.part"]
 
 
 def test_a_file_that_nobody_has_is_not_fetched(memory: str) -> None:
