@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from orcd.cli import terminal
-from orcd.cli.command_line import json_option, redis_option, report
+from orcd.cli.command_line import json_option, redis_option
 from orcd.cli.process_commands import WORKER_PACKAGES, environment
 from orcd.client import Client
 from orcd.errors import InvalidRequest, printable
@@ -111,8 +111,7 @@ def _send_away(worker: str, farewell: Farewell, timeout_s: float, redis_url: str
         registry = WorkerRegistry(connection, settings.key_prefix)
         if not registry.tell(worker, farewell):
             there_are = ", ".join(found.name for found in registry.workers()) or "none"
-            report(InvalidRequest.code, f"worker {worker}: unknown; the workers that are alive: {there_are}")
-            return 1
+            raise InvalidRequest(f"worker {worker}: unknown; the workers that are alive: {there_are}")
         end = time.monotonic() + timeout_s
         while timeout_s and registry.tell(worker, farewell):
             if time.monotonic() > end:

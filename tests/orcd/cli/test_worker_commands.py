@@ -94,11 +94,11 @@ def test_nobody_waits_who_says_so(registry: WorkerRegistry, capsys: pytest.Captu
 def test_an_unknown_worker_is_an_error_that_names_those_there_are(
     name: str, registry: WorkerRegistry, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run([name, "demo"]) == 1
+    assert run([name, "demo"]) == 2
     assert one_error(capsys, "INVALID_REQUEST") == "worker demo: unknown; the workers that are alive: busy, loading"
     registry.remove("busy")
     registry.remove("loading")
-    assert run([name, "busy"]) == 1
+    assert run([name, "busy"]) == 2
     assert one_error(capsys, "INVALID_REQUEST").endswith("the workers that are alive: none")
 
 
