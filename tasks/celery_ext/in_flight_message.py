@@ -115,6 +115,11 @@ class InFlightMessage:
             self.error = InvalidRequest(f"the message cannot be read ({type(error).__name__})")
         self.outcomes = dict.fromkeys(self.jobs)
 
+    def lacks_request_of(self, repetition: InFlightMessage) -> bool:
+        """Whether another message of the id brings the request of a job that this one only names."""
+        named = [job_id for job_id, request in repetition.jobs.items() if request is not None and job_id in self.jobs]
+        return any(self.jobs[job_id] is None for job_id in named)
+
     def adopt(self, repetition: InFlightMessage) -> bool:
         """Answer another delivery of this message with it; one that says something else is answered after it.
 

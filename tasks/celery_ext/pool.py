@@ -30,7 +30,7 @@ from orcd.store.job_store import JobStore
 from orcd.store.redis_connection import connect
 from tasks.app import worker_id
 from tasks.celery_ext.in_flight_message import InFlightMessage
-from tasks.celery_ext.revocation import ERRORS, end_arrived, is_noted, revoke_tasks
+from tasks.celery_ext.revocation import ERRORS, end_arrived, end_revoked, revoke_tasks
 from tasks.celery_ext.shutdown import Shutdown
 from tasks.celery_ext.tasks import JobTask, trace
 from tasks.dispatch.delivery import Answer
@@ -51,19 +51,16 @@ HAND_BACK_S = 3.0
 class Pool(BasePool):  # type: ignore[misc]
     """``celery worker --pool custom`` with one engine process behind it."""
 
-    body_can_be_buffer = False
     signal_safe = False
-    task_join_will_block = True
 
     _store: JobStore
     _publisher: Publisher
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        settings: Settings = self.app.settings
+        self._settings: Settings = (settings := self.app.settings)
         self._messages: dict[str, InFlightMessage] = {}
         self._lock = threading.Lock()
-        self._settings = settings
         log = EventLog(settings.log_format, worker_id(), model=settings.model_name, device=settings.device)
         self.observer = Observer(log, worker_id(), settings, self.app.tracer)
         self._health_server: HealthServer | None = None
@@ -154,13 +151,16 @@ class Pool(BasePool):  # type: ignore[misc]
         message.read(body, (options.get("timeout"), options.get("soft_timeout")))
         return self._take(message)
 
-    def _take(self, message: InFlightMessage) -> InFlightMessage:
+    def _take(self, message: InFlightMessage, *, is_compared: bool = False) -> InFlightMessage:
         """Begin with a message, or adopt it; returns the one that Celery is to terminate."""
         with self._lock:
             first = self._messages.setdefault(message.task_id, message)
+            is_unsure = not is_compared and first.lacks_request_of(message)
             # Delivered again while we work on it, as the broker connection was cut.
-            is_adopted = first is not message and first.adopt(message)
-        if is_adopted:
+            is_adopted = first is not message and not is_unsure and first.adopt(message)
+        if is_unsure:
+            self._finisher.submit(partial(self._compare, message))
+        elif is_adopted:
             if message not in first.followers:
                 return first
             self._finisher.submit(lambda: self._store.arrive(message.arrivals()))
@@ -181,17 +181,19 @@ class Pool(BasePool):  # type: ignore[misc]
         for delivery in deliveries:
             self.dispatcher.accept(delivery)
 
+    def _compare(self, message: InFlightMessage) -> None:
+        """Take a message of a known id, unless its request is another than the one in the job's record."""
+        if any(self._store.arrive(message.arrivals())):
+            self._admit(message)
+        else:
+            self._take(message, is_compared=True)
+
     def _admit(self, message: InFlightMessage) -> None:
         """End the jobs of a message that must not run, send those for another model on, have the others claimed."""
-        if not message.ending and is_noted(self.app.backend, message.task_id):
-            message.ending = "revoked"
-        if message.ending:
-            end_arrived(self._store, message.arrivals(), message.ending)
-        misrouted = message.misrouted(self._settings.model_name)
-        if misrouted:
+        end_revoked(self._store, self.app.backend, message)
+        if misrouted := message.misrouted(self._settings.model_name):
             refusals = dict(zip(message.jobs, self._store.arrive(message.arrivals()), strict=True))
-            misrouted = [each for each in misrouted if refusals[each.job_id] is None]
-        self._publisher.announce(misrouted)
+            self._publisher.announce([each for each in misrouted if refusals[each.job_id] is None])
         self._deliver(message)
 
     def revoke(self, task_ids: Iterable[str], reason: str) -> None:
@@ -204,7 +206,6 @@ class Pool(BasePool):  # type: ignore[misc]
             first = self._messages.get(message.task_id, message)
             for each in (message, first, *first.followers):
                 each.ending = "terminated"
-
         self._finisher.submit(lambda: end_arrived(self._store, message.arrivals(), "terminated"))
         for job_id in message.jobs:
             if self.dispatcher is not None:
@@ -294,7 +295,6 @@ class Pool(BasePool):  # type: ignore[misc]
         self.observer.close()
 
     def _get_info(self) -> dict[str, Any]:
-        served = {"model": self._settings.model_name, "device": self._settings.device}
         engine = {"pid": self.dispatcher.engine_pid, "jobs": self.dispatcher.num_jobs} if self.dispatcher else {}
         ours = {"max-concurrency": self.limit, "processes": [os.getpid()], "engine": engine}
-        return {**super()._get_info(), **served, **ours}
+        return {**super()._get_info(), "model": self._settings.model_name, "device": self._settings.device, **ours}

@@ -19,6 +19,7 @@ from orcd.store import schema
 from orcd.store.job_store import Arrival, JobStore
 from orcd.store.submission import is_well_formed
 from orcd.store.token_log import usable
+from tasks.celery_ext.in_flight_message import InFlightMessage
 from tasks.celery_ext.result_backend import NotStored
 
 ERRORS: dict[str, OrcdError] = {
@@ -66,9 +67,15 @@ def revoke_tasks(store: JobStore, backend: Any, task_ids: Iterable[str], reason:
             backend.mark_as_revoked(task_id, reason="revoked", store_result=True)
 
 
-def is_noted(backend: Any, task_id: str) -> bool:
-    """Whether it is noted that a task is revoked. Raises `NotStored`."""
-    return bool(_task_state(backend, task_id) == states.REVOKED)
+def end_revoked(store: JobStore, backend: Any, message: InFlightMessage) -> None:
+    """End the jobs of a message that must not run, also where that is only noted in its result's key.
+
+    Raises `redis.RedisError` and `NotStored`.
+    """
+    if not message.ending and _task_state(backend, message.task_id) == states.REVOKED:
+        message.ending = "revoked"
+    if message.ending:
+        end_arrived(store, message.arrivals(), message.ending)
 
 
 def _task_state(backend: Any, task_id: str) -> str:

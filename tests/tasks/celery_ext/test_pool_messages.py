@@ -143,6 +143,7 @@ def test_the_request_of_a_message_that_comes_again_is_run_where_redis_has_forgot
     """
     scene.deliver({"job_id": "t"})
     scene.deliver(SHORT)
+    scene.settle()
     scene.dispatcher.answer(forgotten)
     wait_until(lambda: len(scene.dispatcher.deliveries) == 2)
     request = scene.dispatcher.deliveries[-1].request
@@ -158,6 +159,7 @@ def test_so_it_is_where_it_comes_between_two_claims(scene: Scene) -> None:
     wait_until(lambda: len(scene.dispatcher.deliveries) == 2)
     assert scene.dispatcher.deliveries[-1].request is None
     scene.deliver(SHORT)
+    scene.settle()
     scene.dispatcher.answer(Unknown())
     wait_until(lambda: len(scene.dispatcher.deliveries) == 3)
     assert scene.dispatcher.deliveries[-1].request is not None

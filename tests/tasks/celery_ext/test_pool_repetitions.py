@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from orcd.client import Client
 from orcd.errors import Conflict, InvalidRequest
 from orcd.events import Error
 from orcd.result import Result
-from tasks.dispatch.delivery import Repeated
+from tasks.dispatch.delivery import Repeated, Unknown
 from tasks.finisher import NUM_THREADS
 from tests.conftest import wait_until
 from tests.tasks.celery_ext.pool_scene import Scene
@@ -77,6 +78,38 @@ def test_a_message_of_a_known_id_with_another_request_is_answered_on_its_own(sce
     scene.deliver(SHORT)  # a repetition of the first one
     first.done(Result("t", "succeeded"))
     wait_until(lambda: len(scene.answers) == 3)
+    assert scene.app.AsyncResult("t").state == "SUCCESS"
+
+
+@pytest.mark.parametrize("headers", [{}, {"timelimit": [9, None]}])
+def test_so_is_one_with_another_request_than_the_job_that_is_only_named(
+    scene: Scene, client: Client, headers: dict[str, Any]
+) -> None:
+    client.submit(**SHORT, job_id="t")
+    scene.deliver({"job_id": "t"})
+    scene.deliver(SHORT | {"prompt": "a frog"}, **headers)
+    wait_until(lambda: len(scene.dispatcher.deliveries) == 2)
+    named, other = scene.dispatcher.deliveries
+    assert (named.request, other.request.prompt) == (None, "a frog")
+    other.done(Conflict("job t: the id belongs to another request"))
+    assert isinstance(scene.answered(), Conflict)
+    named.done(Result("t", "succeeded"))
+    wait_until(lambda: len(scene.answers) == 2)
+    assert scene.app.AsyncResult("t").state == "SUCCESS"
+
+
+def test_the_request_of_a_job_that_is_only_named_is_kept_for_a_redis_that_forgets_it(
+    scene: Scene, client: Client
+) -> None:
+    client.submit(**SHORT, job_id="t")
+    scene.deliver({"job_id": "t"})
+    scene.deliver(SHORT)
+    scene.settle()
+    scene.dispatcher.answer(Unknown())
+    wait_until(lambda: len(scene.dispatcher.deliveries) == 2)
+    assert scene.dispatcher.deliveries[1].request is not None
+    scene.dispatcher.answer(Result("t", "succeeded"))
+    wait_until(lambda: len(scene.answers) == 2)
     assert scene.app.AsyncResult("t").state == "SUCCESS"
 
 
