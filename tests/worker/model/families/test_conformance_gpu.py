@@ -58,7 +58,7 @@ def test_logits_are_within_the_tolerance_of_float16(path: Path, capsys: pytest.C
     mean = float(np.mean([difference.mean() for difference in differences]))
     with capsys.disabled():
         print(f"\n{path.stem}: max {worst.max():.4f}, mean {mean:.5f}, median of maxima {np.median(worst):.4f}")
-    if path.stem.startswith(EXPERTS):  # a near tie in the router may move a position
+    if path not in SMALL.values() and path.stem.startswith(EXPERTS):  # a near tie in the router may move a position
         share = 0.95 if path.stem.startswith("gpt-oss") else 0.85
         assert mean < 0.05 and np.median(worst) < 0.1 and np.mean(worst < 0.25) >= share
     elif path.stem.startswith(("gemma4", "mistral3", "muse-glimmer")):
