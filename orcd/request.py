@@ -57,9 +57,10 @@ class Request(SamplingFields, frozen=True, kw_only=True):
 
     ``tools`` are functions as chat completions of OpenAI have them, for the chat template; ``chat_template_kwargs`` are
     further variables of it. ``tool_choice`` "required", or a tool's name, has the answer be calls of tools, or of that
-    one, and nothing else. With ``add_generation_prompt`` the answer is a new message; with ``continue_final_message``
-    instead the last message goes on. ``special_tokens_in_content`` says what the spelling of a control token in the
-    text of a message is: "parse" takes it for the token, "escape" for the text that it is.
+    one, and nothing else. Without ``parallel_tool_calls`` an answer ends with its first call. With
+    ``add_generation_prompt`` the answer is a new message; with ``continue_final_message`` instead the last message goes
+    on. ``special_tokens_in_content`` says what the spelling of a control token in the text of a message is: "parse"
+    takes it for the token, "escape" for the text that it is.
 
     ``response_format`` or ``structured_outputs`` say what form the answer must have (`orcd.structured_output`).
 
@@ -72,6 +73,7 @@ class Request(SamplingFields, frozen=True, kw_only=True):
     prompt_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=4 * 1024 * 1024)] | None = None
     tools: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=1024)] | None = None
     tool_choice: Literal["auto", "required"] | NamedTool = "auto"
+    parallel_tool_calls: bool = True
     chat_template_kwargs: Annotated[dict[str, Any], Meta(max_length=256)] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -103,6 +105,7 @@ class RequestFields(SamplingKeywords, total=False):
     prompt_token_ids: list[int] | tuple[int, ...] | None
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: Literal["auto", "required"] | Mapping[str, str]
+    parallel_tool_calls: bool
     chat_template_kwargs: Mapping[str, Any] | None
     add_generation_prompt: bool
     continue_final_message: bool
@@ -197,6 +200,8 @@ def _check(request: Request) -> None:
         raise InvalidRequest("min_tokens: must be 0 with structured output, as a document may end earlier")
     if request.tool_choice != "auto":
         _check_tool_choice(request)
+    if not request.parallel_tool_calls and request.min_tokens:
+        raise InvalidRequest("min_tokens: must be 0 without parallel_tool_calls, as an answer ends with its first call")
     if request.continue_final_message and request.add_generation_prompt:
         raise InvalidRequest("continue_final_message: needs add_generation_prompt false")
     for index, message in enumerate(request.messages or ()):

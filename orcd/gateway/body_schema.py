@@ -48,6 +48,7 @@ _BY_NAME: dict[str, dict[str, Any]] = {
         "items": {"type": "object", "required": ["type"], "properties": {"type": {"const": "function"}}},
     },
     "tool_choice": {"anyOf": [{"enum": ["auto", "none", "required"]}, {"type": "object", "required": ["type"]}]},
+    "parallel_tool_calls": _FLAG,
     "include": {"type": "array"},
     "text": {"type": "object"},
     "reasoning": {"type": "object"},

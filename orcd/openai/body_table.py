@@ -16,7 +16,7 @@ _VLLM_ONLY = {"disable_fallback", "disable_any_whitespace", "disable_additional_
 """Of the fields in ``structured_outputs``."""
 _NOT_IN_ALL = (
     *("prompt", "messages", "prompt_token_ids", "max_tokens", "logprobs", "tools", "tool_choice", "response_format"),
-    *("chat_template_kwargs", "add_generation_prompt", "continue_final_message"),
+    *("parallel_tool_calls", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"),
 )
 """Fields of a request that bodies have under other names, or only some have."""
 
@@ -193,7 +193,7 @@ _CHAT: dict[str, Treatment] = {
     "top_logprobs": Combined("how many alternatives a token; needs logprobs"),
     "tools": Combined("go to the chat template, unless tool_choice is none"),
     "tool_choice": Combined("auto, none, required, or a function by its name"),
-    "parallel_tool_calls": Unsupported("leave it out", off=(True,)),
+    "parallel_tool_calls": Combined("false ends an answer with its first call"),
     "response_format": Read("response_format"),
     "reasoning_effort": Read("chat_template_kwargs.reasoning_effort"),
     "echo": Unsupported("completions have it", off=(False,)),
@@ -233,7 +233,7 @@ _RESPONSES: dict[str, Treatment] = {
     "reasoning": Combined("its effort is a variable of the chat template"),
     "tools": Combined("functions go to the chat template, unless tool_choice is none"),
     "tool_choice": Combined("auto, none, required, or a function by its name"),
-    "parallel_tool_calls": Unsupported("leave it out", off=(True,)),
+    "parallel_tool_calls": Combined("false ends an answer with its first call"),
     "n": Unsupported("send the request several times", off=(1,)),
     "prompt_logprobs": Unsupported("chats and completions have it"),
     "background": Ignored("how the answer is delivered; read by who delivers it"),

@@ -94,8 +94,13 @@ def read_tools(fields: BodyFields) -> None:
             raise InvalidRequest(f"tools[{index}]: only tools of the type function are supported")
         if not isinstance(tool.get("function"), dict) or not isinstance(tool["function"].get("name"), str):
             raise InvalidRequest(f"tools[{index}].function: must be an object with a name")
+    parallel = fields.combined.get("parallel_tool_calls", True)
+    if not isinstance(parallel, bool):
+        raise InvalidRequest("parallel_tool_calls: must be true or false")
     if tools and choice != "none":
         fields.put("tools", tools, "tools")
+        if not parallel:
+            fields.put("parallel_tool_calls", parallel, "parallel_tool_calls")
     if choice == "required" or named is not None:
         fields.put("tool_choice", "required" if named is None else {"name": named}, "tool_choice")
 

@@ -93,7 +93,7 @@ class ActiveJob:
         self._prompt = prompt
         readable = claim.request if isinstance(claim.request, Request) else Request()
         self.cancel_on_disconnect = readable.on_disconnect == "cancel"
-        self.has_stop_strings = bool(readable.stop)
+        self.may_stop = bool(readable.stop) or not readable.parallel_tool_calls
         # As its message does, a job becomes more urgent while it waits.
         waited_ms = max(0, claim.claimed_ms - claim.created_ms)
         self._priority = int(readable.priority * max(0.0, 1.0 - waited_ms / (1000 * ageing_s)))

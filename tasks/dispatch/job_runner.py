@@ -266,7 +266,7 @@ class JobRunner:
 
     def _settle(self, job: ActiveJob, answer: Appended) -> bool:
         """Act on what an append found; True if the job has more to say."""
-        self._batcher.set_quiet(job.request_id, is_quiet=not (answer.num_listeners or job.has_stop_strings))
+        self._batcher.set_quiet(job.request_id, is_quiet=not (answer.num_listeners or job.may_stop))
         match answer.status:
             case "fenced":
                 self._drop(job)

@@ -252,8 +252,8 @@ class PromptEncoder:
                 raise InvalidRequest(f"{name}: ids must be below the model's vocabulary size {ready.vocab_size}")
         # A document is one from its first token on, so it is all text.
         looks_for_calls = request.messages is not None and (not grammar or request.tool_choice != "auto")
-        form = self._answer_form.with_tools(request.tools or ()) if looks_for_calls else ALL_TEXT
-        detokenizer = self._detokenizer_of(request, ids, form)
+        form = self._answer_form.with_tools(request.tools or (), ends_with_call=not request.parallel_tool_calls)
+        detokenizer = self._detokenizer_of(request, ids, form if looks_for_calls else ALL_TEXT)
         return Prompt(ids, self._sampling(request, ready), detokenizer, self._spellings, grammar)
 
     def _sampling(self, request: Request, ready: Limits) -> contract.Sampling:

@@ -83,9 +83,12 @@ class ScriptedWorker:
         job.add()
         for start in range(0, len(ids), 5):
             taken = tuple(ids[start : start + 5])
-            job.process(contract.TokenOutput(job.request_id, 0, taken, "stop" if start + 5 >= len(ids) else None))
+            output = contract.TokenOutput(job.request_id, 0, taken, "stop" if start + 5 >= len(ids) else None)
+            abort = job.process(output)
             [written] = self._store.append([job.take_append()])
             assert written.status == "appended"
+            if abort is not None:
+                return
 
 
 Converse = Callable[[str], tuple[ScriptedWorker, openai.OpenAI]]
@@ -132,6 +135,23 @@ def test_two_calls_their_results_and_an_answer(family: str, converse: Converse) 
     [last] = sdk.chat.completions.create(model="demo", messages=conversation, tools=TOOLS).choices
     assert (last.message.content, last.finish_reason, last.message.tool_calls) == ("No rain.", "stop", None)
     assert all(text in worker.prompts[1] for text in (*RESULTS, CALLS[0].arguments))
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_an_answer_has_one_call_where_several_at_once_are_not_wanted(family: str, converse: Converse) -> None:
+    """As LangChain's ``with_structured_output`` and others ask for it who can only use one."""
+    _, sdk = converse(family)
+    [choice] = sdk.chat.completions.create(
+        model="demo", messages=QUESTION, tools=TOOLS, parallel_tool_calls=False
+    ).choices
+    [call] = choice.message.tool_calls or ()
+    assert call.type == "function"
+    assert (choice.finish_reason, call.function.name) == ("tool_calls", "weather")
+    assert json.loads(call.function.arguments) == FIRST
+    given: list[Any] = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    response = sdk.responses.create(model="demo", input="Rain?", tools=given, parallel_tool_calls=False)
+    assert [item.name for item in response.output if item.type == "function_call"] == ["weather"]
+    assert (response.parallel_tool_calls, response.status) == (False, "completed")
 
 
 @pytest.mark.parametrize("family", TEMPLATES)

@@ -27,8 +27,8 @@ class TextDelta(msgspec.Struct, frozen=True):
     """What may be shown now: the text of the next ``num_ids`` token ids that were not released before.
 
     ``text`` belongs to the answer, ``analysis`` is reasoning, ``calls`` has a delta for each call of a tool that begins
-    or goes on, and ``commentary`` is only there in GPT-OSS's channel. ``stopped`` says that a stop string was found:
-    this delta is the last.
+    or goes on, and ``commentary`` is only there in GPT-OSS's channel. ``stopped`` says that a stop string was found, or
+    that a call is complete with which the answer ends: this delta is the last.
     """
 
     text: str
@@ -92,7 +92,7 @@ class Detokenizer:
         self._skip_special = skip_special
         self._channels = self._parser = None
         if skip_special:
-            self._channels = Channels.of(tokenizer, prompt_ids, takes_calls=bool(form.tool_names))
+            self._channels = Channels.of(tokenizer, prompt_ids, form)
             self._parser = None if self._channels else AnswerParser.of(form, tokenizer, prompt_ids)
         begins = not prompt_ids or tokenizer.is_special(prompt_ids[-1])
         self._strips_space = begins and tokenizer.strips_leading_space
@@ -101,7 +101,7 @@ class Detokenizer:
         self._stopped = False
 
     def feed(self, token_ids: Sequence[int]) -> TextDelta:
-        """Take the next ids; those after the one that completes a stop string are ignored."""
+        """Take the next ids; those after the one that completes a stop string, or the last call, are ignored."""
         assert not self._stopped, "nothing follows a stop string"
         released = _Released()
         position = 0
@@ -216,15 +216,19 @@ class Detokenizer:
     def _add(self, token: _Token, released: _Released) -> None:
         """Hold ``token``, then release what need not be held any longer."""
         self._held.append(token)
+        cut = None
         if token.content.answer:
             searched = len(self._window)
             self._window += token.content.answer
             cut = self._find_stop(searched)
-            if cut is not None:
-                self._stopped = True
-                released.add(self._held, answer=self._window[:cut])
-                self._held.clear()
-                return
+        calls = self._channels or self._parser
+        if cut is None and calls and calls.has_ended:
+            cut = len(self._window)
+        if cut is not None:
+            self._stopped = True
+            released.add(self._held, answer=self._window[:cut])
+            self._held.clear()
+            return
         if not token.is_known:
             return
         possible = 0 if token.ends_message else self._possible_stop()

@@ -20,6 +20,7 @@ from typing import Literal
 
 from worker.text.special_tokens import harmony_texts
 from worker.text.tokenizer import Tokenizer
+from worker.text.tools.answer_form import AnswerForm
 from worker.text.tools.answer_parts import AnswerParts, CallDelta
 
 Channel = Literal["final", "analysis", "commentary"]
@@ -32,11 +33,12 @@ class Channels:
     """Follows the control tokens of a conversation, prompt and answer alike.
 
     ``channel`` is where text belongs at the moment, None in a header. Text outside of messages (a plain prompt), in a
-    message without a channel, or in one of an unknown channel is ``final``: the answer. With ``takes_calls`` messages
-    to functions are calls; a call that the prompt has begun is not one of the answer's.
+    message without a channel, or in one of an unknown channel is ``final``: the answer. With tools in ``form`` messages
+    to functions are calls; a call that the prompt has begun is not one of the answer's. If the answer ends with its
+    first call, it ``has_ended`` with that.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], *, takes_calls: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], form: AnswerForm) -> None:
         ids = tokenizer.special_ids
         self._tokenizer = tokenizer
         self._channel_id, self._message_id = ids["<|channel|>"], ids["<|message|>"]
@@ -47,18 +49,20 @@ class Channels:
         self._name: bytearray | None = None  # of a header that has
         self._num_calls = 0
         self._is_call = self._has_arguments = False
-        self._takes_calls = False
+        self._takes_calls = self._ends_with_call = False
+        self.has_ended = False
         self.channel: Channel | None = "final"
         of_prompt = AnswerParts()
         for token_id in prompt_ids:
             self.advance(token_id, of_prompt)
-        self._takes_calls = takes_calls
+        self._takes_calls = bool(form.tool_names)
+        self._ends_with_call = form.ends_with_call
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, prompt_ids: Sequence[int], *, takes_calls: bool) -> Channels | None:
+    def of(cls, tokenizer: Tokenizer, prompt_ids: Sequence[int], form: AnswerForm) -> Channels | None:
         """None for a model without channels."""
         is_harmony = harmony_texts(tokenizer.special_ids.keys())
-        return cls(tokenizer, prompt_ids, takes_calls=takes_calls) if is_harmony else None
+        return cls(tokenizer, prompt_ids, form) if is_harmony else None
 
     @property
     def awaits_channel(self) -> bool:
@@ -107,4 +111,5 @@ class Channels:
     def _end_call(self, parts: AnswerParts) -> None:
         if self._is_call and not self._has_arguments:
             parts.calls.append(CallDelta(self._num_calls - 1, arguments="{}"))
+        self.has_ended |= self._is_call and self._ends_with_call
         self._is_call = False

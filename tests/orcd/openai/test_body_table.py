@@ -93,6 +93,7 @@ def test_every_field_of_a_request_can_be_said(table: dict[str, Treatment]) -> No
         "logprobs",
         "tools",
         "tool_choice",
+        "parallel_tool_calls",
     }  # which endpoints read by themselves
     templates = {"chat_template_kwargs", "add_generation_prompt", "continue_final_message"}  # only where messages are
     read = {treatment.to.partition(".")[0] for treatment in table.values() if isinstance(treatment, Read)}

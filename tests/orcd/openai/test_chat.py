@@ -76,6 +76,13 @@ def test_tools_go_to_the_template_unless_none_may_be_called() -> None:
     assert parse(tools=[]).tools is None
 
 
+def test_one_call_may_be_asked_for_also_where_there_are_no_tools() -> None:
+    assert not parse(tools=[TOOL], parallel_tool_calls=False).parallel_tool_calls
+    for nothing in ({}, {"tools": []}, {"tools": [TOOL], "tool_choice": "none"}):
+        request = parse(**nothing, parallel_tool_calls=False)
+        assert request.parallel_tool_calls, "nothing to say to a worker, which may be of a version that does not know"
+
+
 def test_tools_may_be_asked_for_and_one_by_its_name() -> None:
     name = TOOL["function"]["name"]
     assert parse(tools=[TOOL]).tool_choice == "auto"
@@ -94,7 +101,8 @@ def test_tools_may_be_asked_for_and_one_by_its_name() -> None:
         ({"tool_choice": "any"}, "tool_choice is not supported"),
         ({"tool_choice": {"type": "custom", "name": "weather"}}, "tool_choice is not supported"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice: names a"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls is not supported"),
+        ({"parallel_tool_calls": 0}, "parallel_tool_calls: must be true or false"),
+        ({"tools": [TOOL], "parallel_tool_calls": False, "min_tokens": 1}, "min_tokens: must be 0 without parallel"),
     ],
 )
 def test_tools_that_cannot_be_had_are_named(body: dict[str, Any], said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import pytest
@@ -112,6 +113,28 @@ def test_only_the_answer_is_searched_for_stop_strings(cut: int | None) -> None:
         deltas.append(detokenizer.feed(ids[cut:]))
     assert deltas[-1].stopped
     assert summed(deltas) == AnswerParts("\n\nThat is ", calls=list(CALLS))
+
+
+@EVERY_ANSWER
+def test_an_answer_may_end_with_its_first_call_however_it_is_cut_or_resumed(answer: Answer) -> None:
+    answer, ids = replace(answer, ends_with_call=True), answer.ids
+    before_call = "" if answer.shown.startswith("\n") else answer.shown
+    numbers = set()
+    for size in (len(ids), 1, 3):
+        detokenizer, deltas = detokenizer_of(answer, ["all"]), list[TextDelta]()
+        for start in range(0, len(ids), size):
+            deltas.append(detokenizer.feed(ids[start : start + size]))
+            if deltas[-1].stopped:
+                break
+            if len(deltas) == 20:
+                released = sum(delta.num_ids for delta in deltas)
+                detokenizer = detokenizer_of(answer, ["all"])
+                detokenizer.restore(ids[:released])
+                detokenizer.feed(ids[released : start + size])
+        assert deltas[-1].stopped
+        assert summed(deltas) == AnswerParts(before_call, answer.analysis, "", [CALLS[0]])
+        numbers.add(sum(delta.num_ids for delta in deltas))
+    assert len(numbers) == 1, "ids behind the call are not the answer's, however they were dealt out"
 
 
 SUBJECT = tokenizer.from_metadata(bpe_metadata("< t", "c a", '{ "', control=("<|im_end|>", "<tool_call>")))

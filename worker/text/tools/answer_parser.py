@@ -36,7 +36,7 @@ class AnswerParser:
         """``prompt_ids`` say whether the answer begins within reasoning."""
         syntax = form.syntax if form.tool_names else None
         self._tags = form.reasoning or ReasoningTags("", "")
-        self._calls = CallParser(syntax, form.tools) if syntax else None
+        self._calls = CallParser(syntax, form.tools, ends_with_call=form.ends_with_call) if syntax else None
         self._state = _State.ANSWER
         if form.reasoning:
             self._search = MarkerSearch([form.reasoning.close])
@@ -56,6 +56,11 @@ class AnswerParser:
     def holds_text(self) -> bool:
         """Whether it is not known yet what the text so far is."""
         return bool(self._pending) or (self._calls is not None and self._calls.holds_text)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the call is complete with which the answer ends."""
+        return self._calls is not None and self._calls.has_ended
 
     def passes(self, text: str) -> Literal["answer", "analysis"] | None:
         """What ``text`` is, if that is certain and it leaves everything as it is; told quickly."""

@@ -27,13 +27,18 @@ class CallParser:
     and is text of the answer if it goes on as no call does. From then on it is a call, whatever follows: its arguments
     are given as they come in, up to their closing bracket, valid or not.
 
-    What belongs to neither is left out: markers, and whitespace before and between calls.
+    What belongs to neither is left out: markers, and whitespace before and between calls. With ``ends_with_call``
+    nothing comes behind the arguments of the first call: then it ``has_ended``.
     """
 
-    def __init__(self, syntax: CallSyntax, tools: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self, syntax: CallSyntax, tools: Mapping[str, Mapping[str, Any]], *, ends_with_call: bool = False
+    ) -> None:
         """``tools`` are the schemas of the parameters by the name of the tool."""
+        self.has_ended = False
         self._syntax = syntax
         self._tools = tools
+        self._ends_with_call = ends_with_call
         self._search = MarkerSearch(filter(None, [*syntax.opens, syntax.close]))
         self._parts = AnswerParts()
         self._num_calls = 0
@@ -58,7 +63,7 @@ class CallParser:
         """Add to ``parts`` what the text so far is known to be."""
         self._parts = parts
         text, self._pending = self._pending + text, ""
-        while text:
+        while text and not self.has_ended:
             if self._value is not None:
                 text = self._read_arguments(self._value, text)
             elif self._reader is not None:
@@ -92,6 +97,8 @@ class CallParser:
         value = JsonValue()
         if value.end(text) is None:
             self._value = value
+        else:
+            self.has_ended = self._ends_with_call
 
     def accept(self) -> None:
         """See `CallSink`."""
@@ -146,7 +153,7 @@ class CallParser:
                 return text[position:]
             except NotACall:
                 return self._reject() + text[position:]
-            if self._value is not None:
+            if self._value is not None or self.has_ended:
                 return text[position:]
             if len(self._held) > MAX_HELD:
                 return self._reject() + text[position:]
@@ -174,6 +181,7 @@ class CallParser:
         if end is None:
             return ""
         self._value = None
+        self.has_ended = self._ends_with_call
         assert self._reader is not None, "what stands around the arguments goes on behind them"
         try:
             self._reader.send("")

@@ -33,6 +33,7 @@ class Answer:
     analysis: str = ""
     reasoning: ReasoningTags | None = None
     prompt: str = ""
+    ends_with_call: bool = False
 
     @property
     def ids(self) -> list[int]:
@@ -47,7 +48,7 @@ class Answer:
     @property
     def form(self) -> AnswerForm:
         """The form that the answer has."""
-        return AnswerForm(self.syntax, self.reasoning).with_tools(TOOLS)
+        return AnswerForm(self.syntax, self.reasoning).with_tools(TOOLS, ends_with_call=self.ends_with_call)
 
 
 CALLS = (CallDelta(0, "weather", json.dumps(FIRST, ensure_ascii=False)), CallDelta(1, "add_2", json.dumps(SECOND)))

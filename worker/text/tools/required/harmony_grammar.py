@@ -10,6 +10,7 @@ from orcd.errors import InvalidRequest
 from worker.text.grammar.grammar_text import framed
 from worker.text.harmony import Channels
 from worker.text.tokenizer import Tokenizer
+from worker.text.tools.answer_form import AnswerForm
 from worker.text.tools.required.call_grammar import arguments_of, control_text
 
 
@@ -44,7 +45,7 @@ class _Frame:
     """What stands around documents, in Lark's notation."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
-        channels = Channels.of(tokenizer, prompt_ids, takes_calls=False)
+        channels = Channels.of(tokenizer, prompt_ids, AnswerForm())
         assert channels is not None, "a model without channels"
         self.channel = "" if channels.awaits_channel else channels.channel
         self._tokenizer = tokenizer
