@@ -52,6 +52,7 @@ class EventStream:
         self._cursor = Cursor()
         self._queued: Queued | None = None
         self._replays_all = True
+        self._has_looked = False
 
     @property
     def ended(self) -> bool:
@@ -64,8 +65,8 @@ class EventStream:
         return f"{self._cursor.num_tokens}-0"
 
     def wait_s(self) -> float:
-        """How long to wait for the next message. Raises TimeoutError once the time is over."""
-        return min(POLL_S, self._time_left_s())
+        """How long to wait for the next message. Raises TimeoutError once the time is over and the log was read."""
+        return min(POLL_S, self._time_left_s(may_end=self._has_looked))
 
     def backoff_s(self, error: redis.RedisError) -> float:
         """How long to wait after ``error`` before connecting again.
@@ -74,7 +75,7 @@ class EventStream:
         """
         if is_refusal(error):
             raise error
-        return min(self._backoff.failed(error), self._time_left_s())
+        return min(self._backoff.failed(error), self._time_left_s(may_end=True))
 
     def received(self, message: dict[str, Any] | None) -> list[Event] | None:
         """The new events in a message of the subscription (None: silence); None asks for a replay of the log."""
@@ -96,6 +97,7 @@ class EventStream:
         ended with: that then stands for what is missing.
         """
         self._backoff.succeeded()
+        self._has_looked = True
         if not start.startswith("("):
             self._replays_all = start == WHOLE_LOG
         events: list[Event] = []
@@ -161,13 +163,13 @@ class EventStream:
             )
         ]
 
-    def _time_left_s(self) -> float:
+    def _time_left_s(self, *, may_end: bool) -> float:
         if self._deadline is None:
             return POLL_S
         left_s = self._deadline - time.monotonic()
-        if left_s <= 0:
+        if left_s <= 0 and may_end:
             raise TimeoutError(f"job {self.job_id}: did not end within {self._timeout} s")
-        return left_s
+        return max(0.0, left_s)
 
 
 class Cursor:

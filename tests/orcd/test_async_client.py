@@ -194,6 +194,10 @@ def test_waiting_ends_with_the_timeout(redis_url: str):
         job_id = await client.submit(prompt="x")
         with pytest.raises(TimeoutError, match=f"job {job_id}: did not end within 0.1 s"):
             await client.result(job_id, timeout=0.1)
+        with pytest.raises(TimeoutError, match=f"job {job_id}: did not end within 0 s"):
+            await client.result(job_id, timeout=0)
+        await client.cancel(job_id)
+        assert (await client.result(job_id, timeout=0)).state == "cancelled"
 
     run(redis_url, play)
 

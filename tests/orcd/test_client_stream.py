@@ -138,6 +138,15 @@ def test_waiting_ends_with_the_timeout(client: Client):
     assert time.monotonic() - begun < 10
 
 
+def test_a_job_that_has_ended_is_told_of_without_any_time_to_wait(client: Client):
+    job_id = client.submit(prompt="x")
+    with pytest.raises(TimeoutError, match=f"job {job_id}: did not end within 0 s"):
+        client.result(job_id, timeout=0)
+    client.cancel(job_id)
+    for timeout in (0, -1, 1e-9):
+        assert client.result(job_id, timeout=timeout).state == "cancelled"
+
+
 # -- text ------------------------------------------------------------------------------------------------------------
 
 

@@ -158,12 +158,15 @@ def test_a_start_that_is_no_count_of_tokens_is_refused(from_token):
 def test_waiting_ends_with_the_timeout(now: list[float]):
     assert reader().wait_s() == POLL_S
     assert reader(timeout=0.5).wait_s() <= 0.5
-    late = reader(timeout=0.5)
+    late, none = reader(timeout=0.5), reader(timeout=0)
     now[0] += 0.5
+    assert late.wait_s() == none.wait_s() == 0, "what the log holds by now is read in any case"
+    for each in (late, none):
+        replay(each, "running", [])
     with pytest.raises(TimeoutError, match=r"job job-1: did not end within 0\.5 s"):
         late.wait_s()
     with pytest.raises(TimeoutError, match="job job-1: did not end within 0 s"):
-        reader(timeout=0).wait_s()
+        none.wait_s()
 
 
 def test_an_outage_is_put_up_with_for_a_while(now: list[float]):
