@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import celery.worker.consumer
@@ -20,6 +21,7 @@ from orcd.store.backoff import Backoff
 from tasks.celery_ext.message import Unreadable, read_task
 from tasks.celery_ext.pool import Pool
 from tasks.celery_ext.request import Request
+from tasks.celery_ext.revocation import refuse_task
 
 FLUSH_S = 0.1
 PROGRESS_S = 5.0
@@ -82,6 +84,7 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
         """Consuming begins: say how many messages may be taken at once. Celery itself only asks whether one may."""
         super().on_ready()
         self.task_consumer.channel.qos.num_free = self._num_free
+        self.task_consumer.channel.qos.on_unreadable = self._refuse
         self._ready_at = time.monotonic()
         if self._is_away:
             self._is_away = False
@@ -136,7 +139,12 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
         except Exception as error:
             state.task_ready(request)
             why = Unreadable(f"it cannot be run: {type(error).__name__}", request.id)
-            request.message.channel.dead_letter(request.message.delivery_tag, why)
+            request.message.channel.qos.dead_letter(request.message.delivery_tag, why)
+
+    def _refuse(self, why: Unreadable) -> None:
+        """Tell the sender of a message that cannot be read; one of another application may be sent on."""
+        if why.message_id and not why.is_foreign:
+            self.pool.submit(partial(refuse_task, task_id=why.message_id, reason=why.reason))
 
     def _say_away(self, error: Exception) -> None:
         if not self._is_away:

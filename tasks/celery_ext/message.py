@@ -136,8 +136,8 @@ def read_envelope(text: bytes, delivery_tag: str, queue: str) -> dict[str, Any]:
     if len(text) > MAX_MESSAGE_BYTES:
         raise Unreadable(f"it has {len(text)} bytes; at most {MAX_MESSAGE_BYTES} are read")
     fields = _parse(text, "it")
-    envelope = _convert(fields, _Envelope, "it is no message")
-    message_id = _id_of(envelope.headers or {})
+    message_id = _id_of(fields.get("headers")) if isinstance(fields, dict) else ""
+    envelope = _convert(fields, _Envelope, "it is no message", message_id)
     properties = _convert(envelope.properties, _Properties, "its properties are wrong", message_id)
     body = envelope.body.encode(errors="surrogatepass")
     if properties.body_encoding == "base64":
@@ -269,7 +269,7 @@ def _check_time(value: Any, name: str, message_id: str) -> None:
         raise Unreadable(f"its headers are wrong: {name} is no time", message_id) from None
 
 
-def _id_of(headers: dict[str, Any]) -> str:
+def _id_of(headers: Any) -> str:
     """The id, where it can be told to people."""
-    found = headers.get("id")
+    found = headers.get("id") if isinstance(headers, dict) else None
     return found if is_well_formed(found) else ""

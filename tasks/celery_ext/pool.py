@@ -14,7 +14,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ from orcd.store.job_store import JobStore
 from orcd.store.redis_connection import connect
 from tasks.app import worker_id
 from tasks.celery_ext.in_flight_message import InFlightMessage
-from tasks.celery_ext.revocation import ERRORS, end_arrived, end_revoked, revoke_tasks
+from tasks.celery_ext.revocation import ERRORS, end_arrived, end_revoked
 from tasks.celery_ext.shutdown import Shutdown
 from tasks.celery_ext.tasks import JobTask, trace
 from tasks.dispatch.delivery import Answer
@@ -196,9 +196,9 @@ class Pool(BasePool):  # type: ignore[misc]
             self._publisher.announce([each for each in misrouted if refusals[each.job_id] is None])
         self._deliver(message)
 
-    def revoke(self, task_ids: Iterable[str], reason: str) -> None:
-        """End the jobs of these ids, those that run only if ``terminated``, whoever has them or their messages."""
-        self._finisher.submit(lambda: revoke_tasks(self._store, self.app.backend, task_ids, reason))
+    def submit(self, work: Callable[[JobStore, Any], object]) -> None:
+        """Have something done that takes a while, with the store and the result backend. May be begun again."""
+        self._finisher.submit(lambda: work(self._store, self.app.backend))
 
     def _terminate(self, message: InFlightMessage) -> None:
         """End the message's jobs, here at once, and in their records: so they stay ended should this worker die."""

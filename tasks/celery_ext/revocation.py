@@ -1,20 +1,23 @@
 """Celery's revocations: what was revoked, or expired in the queue, is ended in its record, so that nobody runs it.
 
 Celery remembers revocations in each worker's memory. Here any worker that hears of one ends the job at once, whoever
-has its message.
+has its message. What nobody can run, as its message cannot be read, ends here, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from celery import states
 from celery.utils.functional import maybe_list
 from celery.worker import state as celery_state
 from celery.worker.control import control_command, ok
+from redis import ResponseError
 
-from orcd.errors import Cancelled, Expired, OrcdError
+from orcd.errors import Cancelled, Expired, InvalidRequest, OrcdError
 from orcd.store import schema
 from orcd.store.job_store import Arrival, JobStore
 from orcd.store.submission import is_well_formed
@@ -78,6 +81,17 @@ def end_revoked(store: JobStore, backend: Any, message: InFlightMessage) -> None
         end_arrived(store, message.arrivals(), message.ending)
 
 
+def refuse_task(store: JobStore, backend: Any, task_id: str, reason: str) -> None:
+    """Store that a task has failed, since its message cannot be read: its sender may wait for it.
+
+    Not where a job has its id: that has come with another message. Raises `redis.RedisError` and `NotStored`.
+    """
+    state, _ = _record(store, task_id)
+    if state is None:
+        with suppress(ResponseError):  # the key holds something else
+            backend.store_result(task_id, InvalidRequest(f"the message cannot be read: {reason}"), states.FAILURE)
+
+
 def _task_state(backend: Any, task_id: str) -> str:
     try:
         return str(backend.get_state(task_id))
@@ -109,7 +123,7 @@ def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None
     if terminate:
         for request in [request for id_ in task_ids if (request := celery_state.requests.get(id_))]:
             request.terminate(pool, signal=signal)
-    pool.revoke(task_ids, "terminated" if terminate else "revoked")
+    pool.submit(partial(revoke_tasks, task_ids=task_ids, reason="terminated" if terminate else "revoked"))
     return ok(f"tasks {', '.join(sorted(task_ids))} flagged as revoked")
 
 

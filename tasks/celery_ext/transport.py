@@ -41,13 +41,14 @@ _numbers = itertools.count()
 class QoS(virtual.QoS):  # type: ignore[misc]
     """What a channel has received and not acknowledged.
 
-    ``num_free`` says how many messages there is room for.
+    ``num_free`` says how many messages there is room for; ``on_unreadable`` is told of those that nobody can read.
     """
 
     def __init__(self, channel: Channel, prefetch_count: int = 0) -> None:
         super().__init__(channel, prefetch_count)
         self._on_collect.cancel()  # what a process leaves behind at its end, others put back
         self.num_free: Callable[[], int] = lambda: 1
+        self.on_unreadable: Callable[[Unreadable], object] = lambda _: None
         name = f"{worker_id()}-{next(_numbers)}"
         lease_ms, prefix = channel.receiver_lease_ms, channel.global_keyprefix
         self.receiver = Receiver(name, lease_ms, channel.plain_client(), prefix, channel.ageing_ms)
@@ -69,6 +70,7 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         """Nobody can read the message: keep it with the dead letters."""
         if self.receiver.dead_letter(delivery_tag, why.reason, why.message_id, whole=why.is_foreign):
             logger.warning("A message that cannot be read was put with the dead letters: see orcd dead list")
+            self.on_unreadable(why)
         super().ack(delivery_tag)
 
     def flush(self) -> None:
@@ -119,10 +121,6 @@ class Channel(broker.Channel):
     def plain_client(self) -> Redis:
         """A client that takes keys as they are, for commands that are waited for; kombu's adds the key prefix."""
         return Redis(connection_pool=self.pool)
-
-    def dead_letter(self, delivery_tag: str, why: Unreadable) -> None:
-        """Keep a message that cannot be read with the dead letters."""
-        self.qos.dead_letter(delivery_tag, why)
 
     def close(self) -> None:
         """Put back what was not acknowledged, if Redis is there; otherwise others do when the lease has run out."""
@@ -213,9 +211,9 @@ class Channel(broker.Channel):
         except (RedisError, OSError):
             raise
         except Unreadable as why:
-            self.dead_letter(tag, why)
+            self.qos.dead_letter(tag, why)
         except Exception as error:
-            self.dead_letter(tag, Unreadable(f"Celery cannot take it: {type(error).__name__}"))
+            self.qos.dead_letter(tag, Unreadable(f"Celery cannot take it: {type(error).__name__}"))
 
     def is_overdue(self) -> bool:
         """Whether Redis does not answer, on a connection that seems to be there."""

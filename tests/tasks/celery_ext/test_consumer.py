@@ -64,8 +64,9 @@ class Scene:
         self.dead_letters: list[tuple[str, str]] = []
         self.consumer = Consumer.__new__(Consumer)
         self.consumer._run_request = self._fail
-        channel = SimpleNamespace(dead_letter=lambda tag, why: self.dead_letters.append((tag, why.reason)))
-        self.request = Mock(id="task-1", message=SimpleNamespace(channel=channel, delivery_tag="0 orcd"))
+        qos = SimpleNamespace(dead_letter=lambda tag, why: self.dead_letters.append((tag, why.reason)))
+        message = SimpleNamespace(channel=SimpleNamespace(qos=qos), delivery_tag="0 orcd")
+        self.request = Mock(id="task-1", message=message)
 
     def _fail(self, _: Any) -> None:
         raise self.error

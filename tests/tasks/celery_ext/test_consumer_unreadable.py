@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import redis
+from celery import Celery
 
 from orcd.client import Client
+from orcd.errors import InvalidRequest
 from orcd.store import schema
 from orcd.store.enqueue import queue_name
 from tasks.celery_ext.tasks import GenerateTask
@@ -45,6 +47,12 @@ def _result(client: Client, job_id: str) -> str:
     return client.result(job_id, timeout=60).state
 
 
+def _stored(connection: redis.Redis, task_id: str) -> Any:
+    """The state of a task in Celery's results."""
+    text: Any = connection.get(f"celery-task-meta-{task_id}")
+    return json.loads(text)["status"] if text else None
+
+
 def _num_noted(connection: redis.Redis) -> int:
     return sum(connection.hlen(key) for key in connection.scan_iter(schema.UNACKED + "*"))
 
@@ -71,6 +79,12 @@ def test_a_worker_outlives_a_broken_message_and_takes_the_next_one(
     assert redis_of_worker.llen(QUEUE) == 0, "it is not put back"
     letters = [letter for _, letter in redis_of_worker.xrange(schema.DEAD)]
     assert [letter[b"text"] for letter in letters] in ([BAD[name][: 64 * 1024]], []), "as it was, and once"
+    for letter in letters:
+        is_foreign, message_id = b"none of orcd's" in letter[b"reason"], letter.get(b"id", b"").decode()
+        has_id = b'"id": "%s"' % name.encode() in BAD[name] and letter[b"reason"] != b"it is not JSON in UTF-8"
+        assert bool(message_id) == has_id or name.startswith("protocol-1")
+        if message_id and not is_foreign:
+            wait_until(lambda message_id=message_id: _stored(redis_of_worker, message_id) == "FAILURE")
     assert CANARY not in worker.log_path.read_text()
 
 
@@ -84,6 +98,26 @@ def test_many_broken_messages_come_together_with_good_ones(worker: WorkerProcess
     time.sleep(0.5)
     assert worker.process.poll() is None
     assert not [event for event in worker.events("celery") if event["message"].startswith("Redis is away")]
+
+
+def test_the_sender_of_a_message_that_cannot_be_read_does_not_wait_for_ever(
+    worker: WorkerProcess, redis_of_worker: Any
+) -> None:
+    """As a Celery application whose serializer is not JSON would, as nothing answers its task."""
+    app = Celery(broker=worker.redis_url, backend=worker.redis_url)
+    redis_of_worker.lpush(QUEUE, BAD["content-type-pickle"])
+    with pytest.raises(InvalidRequest, match="the message cannot be read: its content type is not application/json"):
+        app.AsyncResult("content-type-pickle").get(timeout=60)
+
+
+def test_a_job_of_the_id_is_not_what_cannot_be_read(worker: WorkerProcess, redis_of_worker: Any) -> None:
+    bad = {**VALID, "content-type": "application/x-python-serialize"}
+    redis_of_worker.delete(schema.DEAD, "celery-task-meta-valid")
+    redis_of_worker.lpush(QUEUE, json.dumps(bad))
+    wait_until(lambda: redis_of_worker.exists(schema.DEAD))
+    redis_of_worker.lpush(QUEUE, json.dumps(VALID))
+    wait_until(lambda: redis_of_worker.exists("celery-task-meta-valid"))
+    assert _stored(redis_of_worker, "valid") == "SUCCESS"
 
 
 def test_a_broadcast_that_cannot_be_read_is_ignored(worker: WorkerProcess, redis_of_worker: Any) -> None:

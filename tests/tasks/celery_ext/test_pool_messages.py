@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from orcd.client import Client
 from orcd.errors import InvalidRequest, QueueFull
 from orcd.result import Result
 from orcd.store import schema
+from tasks.celery_ext.revocation import refuse_task, revoke_tasks
 from tasks.dispatch.delivery import Fenced, Unknown
 from tasks.finisher import NUM_THREADS
 from tests.conftest import wait_until
@@ -243,7 +245,8 @@ def test_a_key_of_another_type_concerns_one_message_only(scene: Scene, key: str)
     scene.deliver(SHORT, revoked="expired")
     scene.dispatcher.answer(InvalidRequest("damaged"))
     assert scene.answered()
-    scene.pool.revoke(["t"], "revoked")
+    scene.pool.submit(partial(revoke_tasks, task_ids=["t"], reason="revoked"))
+    scene.pool.submit(partial(refuse_task, task_id="t", reason="it is no JSON"))
     scene.settle()
     assert scene.pool._messages == {}
 

@@ -145,4 +145,6 @@ def test_the_control_commands_are_ours_and_ask_redis_for_nothing(terminate: bool
         state.reset_state()
         state.revoked.clear()
     assert request.terminate.called == terminate
-    worker.consumer.pool.revoke.assert_called_once_with({"t", "u"}, "terminated" if terminate else "revoked")
+    [work] = worker.consumer.pool.submit.call_args.args
+    assert work.func is revoke_tasks
+    assert work.keywords == {"task_ids": {"t", "u"}, "reason": "terminated" if terminate else "revoked"}
