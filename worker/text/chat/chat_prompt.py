@@ -77,9 +77,12 @@ def _escaped(chat: Chat, renderer: Renderer, escape: ContentEscape | None) -> Ch
     if escape is None:
         return ChatPrompt(chat.render(renderer), {})
     given = [list(chat.messages), chat.tools, chat.variables]
-    stand_ins = escape.stand_ins(*given)
-    hidden = [escape.hide(value, stand_ins) for value in given]
-    all_hidden = [escape.hide_all(value, stand_ins) for value in hidden]
+    try:
+        stand_ins = escape.stand_ins(*given)
+        hidden = [escape.hide(value, stand_ins) for value in given]
+        all_hidden = [escape.hide_all(value, stand_ins) for value in hidden]
+    except RecursionError:
+        raise InvalidRequest("messages, tools or chat_template_kwargs are nested too deeply") from None
     text = _rendered(chat, hidden, renderer, stand_ins)
     if hidden != all_hidden:
         safe = _rendered(chat, all_hidden, renderer, stand_ins)

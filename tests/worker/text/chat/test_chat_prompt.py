@@ -88,3 +88,14 @@ def test_every_argument_reaches_the_template() -> None:
 def test_a_variable_with_the_name_of_a_field_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequest, match=f"^chat_template_kwargs: must not hold {name}"):
         render(LOOP, Chat(PARTS, variables={name: 1}))
+
+
+@pytest.mark.parametrize("field", ["messages", "tools", "variables"])
+def test_what_nests_too_deeply_is_the_caller_s_mistake(field: str) -> None:
+    nested: Any = 1
+    for _ in range(5000):
+        nested = {"x": [nested]}
+    fields: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}], "tools": None, "variables": None}
+    fields[field] = {"x": nested} if field == "variables" else [{"role": "user", "content": "a", "x": nested}]
+    with pytest.raises(InvalidRequest, match="messages, tools or chat_template_kwargs are nested too deeply"):
+        render("{{ messages[0].content }}", Chat(**fields), ContentEscape(["<e>"]))
