@@ -55,6 +55,11 @@ class ApiError(Exception):
         return headers
 
 
+def stopping() -> ApiError:
+    """The error for an answer that was still on its way when the gateway had to stop."""
+    return ApiError(503, "this gateway stops; send the call again", code="gateway_stops", retriable=True)
+
+
 def model_not_served() -> ApiError:
     """The error for a model that no worker serves."""
     return ApiError(404, "model: no worker serves it", code="model_not_found", param="model")

@@ -24,7 +24,7 @@ from orcd.async_client import AsyncClient
 from orcd.errors import OrcdError, places
 from orcd.gateway import models
 from orcd.gateway.answers import generation, responses
-from orcd.gateway.api_error import ApiError
+from orcd.gateway.api_error import ApiError, stopping
 from orcd.gateway.api_keys import ApiKeys
 from orcd.gateway.batches import batches
 from orcd.gateway.batches import files as file_endpoints
@@ -171,8 +171,15 @@ class Outermost:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             pass
+        except asyncio.CancelledError:  # the time is over that the server gives to answers on their way when it stops
+            if not has_begun:
+                await _failed(stopping())(scope, receive, send_with_id)
         except Exception as error:  # its text may hold a prompt: the server would log it
             log.error("request %s: %s at %s", request_id, type(error).__name__, " ".join(places(error)[-5:]))
             if not has_begun:
                 failure = ApiError(500, "the gateway failed; its log has the place", code="internal")
-                await json_response(failure.body, 500, dict(failure.headers))(scope, receive, send_with_id)
+                await _failed(failure)(scope, receive, send_with_id)
+
+
+def _failed(error: ApiError) -> Response:
+    return json_response(error.body, error.status, dict(error.headers))

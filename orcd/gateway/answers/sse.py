@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -10,7 +11,7 @@ import msgspec
 from starlette.responses import StreamingResponse
 
 from orcd.errors import OrcdError
-from orcd.gateway.api_error import ApiError
+from orcd.gateway.api_error import ApiError, stopping
 
 CANNOT_RESUME = ApiError(
     409, "Redis lost a part of this stream, which was generated again; read it from the start", code="log_rewritten"
@@ -37,7 +38,8 @@ def frame(data: Any, *, event_id: str = "", event: str = "") -> bytes:
 def response(frames: AsyncGenerator[bytes, None], failure: Callable[[ApiError], bytes]) -> StreamingResponse:
     """The answer that streams these frames; no proxy should hold them back.
 
-    ``failure`` makes the last one where the job can be read no further. A job's own error is an event that was read.
+    ``failure`` makes the last one where the job can be read no further, or the gateway stops. A job's own error is an
+    event that was read.
     """
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
     return StreamingResponse(_told(frames, failure), media_type="text/event-stream", headers=headers)
@@ -50,3 +52,5 @@ async def _told(frames: AsyncGenerator[bytes, None], failure: Callable[[ApiError
                 yield each
     except OrcdError as error:
         yield failure(ApiError.of(error))
+    except asyncio.CancelledError:  # by the server that stops; or the caller has left, who is sent nothing any more
+        yield failure(stopping())

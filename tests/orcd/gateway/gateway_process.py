@@ -5,17 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from types import TracebackType
 
 
 class GatewayProcess:
     """``orcd gateway`` on a free port, with these further arguments; ``url`` is the API's. Use it in a with block.
 
-    ``errors`` is what it has said to standard error.
+    ``errors`` is what it has said to standard error. ``program`` stands for ``python -m orcd``.
     """
 
-    def __init__(self, redis_url: str, *arguments: str) -> None:
-        command = [sys.executable, "-P", "-m", "orcd", "gateway", "--redis", redis_url, "--port", "0", *arguments]
+    def __init__(self, redis_url: str, *arguments: str, program: Sequence[str] = ("-m", "orcd")) -> None:
+        command = [sys.executable, "-P", *program, "gateway", "--redis", redis_url, "--port", "0", *arguments]
         self._errors = tempfile.TemporaryFile("a+")  # noqa: SIM115 - closed on exit
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._errors, text=True)
         self.url = ""

@@ -5,8 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -83,6 +86,37 @@ def test_an_answer_on_its_way_is_finished_before_the_gateway_stops(
         writer.end()
         assert answer.result().json()["choices"][0]["message"]["content"] == " 1 2 3"
         assert gateway.process.wait(60) == 0
+
+
+def test_answers_that_take_longer_end_in_words_when_the_gateway_stops(
+    redis_url: str, connection: redis.Redis, make_store: MakeStore, served_model: str
+) -> None:
+    program = ["-c", "from orcd.cli.main import main; from orcd.gateway import server; server.STOP_S = 0.3; main()"]
+    with GatewayProcess(redis_url, program=program) as gateway, ThreadPoolExecutor(3) as threads:
+
+        def post(path: str, body: Mapping[str, Any]) -> Future[httpx.Response]:
+            return threads.submit(httpx.post, f"{gateway.url}/{path}", json=body, timeout=60)
+
+        whole = post("chat/completions", CHAT)
+        streams = [
+            post("chat/completions", {**CHAT, "stream": True}),
+            post("responses", {"model": "demo", "input": "x", "stream": True}),
+        ]
+        wait_until(lambda: connection.zcard(schema.QUEUED) == 3)
+        store = make_store()
+        for job_id in connection.zrange(schema.QUEUED, 0, -1):
+            writer = claimed(store, job_id.decode())
+            writer.start()
+            writer.tokens(1)
+        time.sleep(0.2)
+        gateway.process.terminate()
+        answer = whole.result()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "gateway_stops")
+        assert answer.headers["x-should-retry"] == "true"
+        for stream in streams:
+            assert stream.result().text.count("this gateway stops; send the call again") == 1
+        assert gateway.process.wait(60) == 0
+        assert "Traceback" not in gateway.errors
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
