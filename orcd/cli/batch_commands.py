@@ -67,11 +67,18 @@ def batch(files: Sequence[str], redis_url: str | None, fail_fast: bool, **option
     if options["retry"] or options["cancel"]:
         if files or other or fail_fast or (options["retry"] and options["cancel"]):
             raise InvalidRequest("--retry and --cancel: give one of them with OUTPUT and nothing else but --redis")
+        _check_output(options["retry"] or options["cancel"])
         return _retry(options["retry"], redis_url) if options["retry"] else _cancel(options["cancel"], redis_url)
     if len(files) < 2:
         raise InvalidRequest("give at least one INPUT, and OUTPUT (- is standard input and output)")
+    _check_output(files[-1])
     paths = BatchPaths(files[:-1], files[-1], other.pop("errors", None))
     return _run(paths, batch_options(other, fail_fast=fail_fast), redis_url)
+
+
+def _check_output(output: str) -> None:
+    if not Path(output).name:  # other files' names are made of it
+        raise InvalidRequest(f"OUTPUT: {shlex.quote(output)} is no name of a file")
 
 
 def batch_options(options: dict[str, Any], *, fail_fast: bool = False) -> BatchOptions:

@@ -46,6 +46,11 @@ WRONG_USAGE = [
     "batch --retry out.jsonl --cancel out.jsonl",
     "batch --retry missing.jsonl",
     "batch --cancel missing.jsonl",
+    "batch {file} ''",
+    "batch {file} .",
+    "batch {file} /",
+    "batch --retry /",
+    "batch --cancel .",
 ]
 
 
