@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import resource
 import signal
 import socket
+import time
+from contextlib import suppress
 
 import uvicorn
 
@@ -18,14 +21,18 @@ STOP_S = 30
 BACKLOG = 2048
 CALLER_GONE = "socket.send() raised exception."
 """What asyncio says of each write, from the sixth on, to a connection of which a write has failed."""
+NO_FILES_LEFT = "socket.accept() out of system resource"
+"""What asyncio says, with a traceback and up to `BACKLOG` times a second, where no connection can be opened."""
+NO_FILES_LEFT_S = 10.0
+"""So often it is told here."""
 
 
 def serve(settings: GatewaySettings) -> None:
     """Answer until SIGTERM or SIGINT. Raises `InvalidRequest` if the address or the folder of files cannot be had."""
     # What is wrong with a form is told to its sender; it is no event of the gateway's.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
-    # Nor is a caller that goes away during a stream: its next events are written before the loop hears of it.
-    logging.getLogger("asyncio").addFilter(lambda record: record.msg != CALLER_GONE)
+    logging.getLogger("asyncio").addFilter(AsyncioFilter())
+    take_files()
     config = uvicorn.Config(
         create_app(settings),
         access_log=False,
@@ -40,6 +47,34 @@ def serve(settings: GatewaySettings) -> None:
     host = f"[{settings.host}]" if listening.family == socket.AF_INET6 else settings.host
     print(f"orcd gateway: http://{host}:{listening.getsockname()[1]}/v1", flush=True)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def take_files() -> None:
+    """Take as many files as this process may have: a stream needs two, and by default few may be open."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # some systems have a lower one of their own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+class AsyncioFilter(logging.Filter):
+    """Leaves out what asyncio logs of connections that is no event of the gateway's, or one that was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._quiet_until = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to log it."""
+        if record.msg == CALLER_GONE:  # its next events are written before the loop hears of it
+            return False
+        if not str(record.msg).startswith(NO_FILES_LEFT):
+            return True
+        is_news = time.monotonic() >= self._quiet_until
+        if is_news:
+            self._quiet_until = time.monotonic() + NO_FILES_LEFT_S
+        record.msg = "no file is left for another connection: callers wait; raise the limit of open files (ulimit -n)"
+        record.exc_info = None
+        return is_news
 
 
 def listen(settings: GatewaySettings) -> socket.socket:

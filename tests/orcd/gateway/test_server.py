@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -8,8 +9,10 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -117,6 +120,19 @@ def test_answers_that_take_longer_end_in_words_when_the_gateway_stops(
             assert stream.result().text.count("this gateway stops; send the call again") == 1
         assert gateway.process.wait(60) == 0
         assert "Traceback" not in gateway.errors
+
+
+def test_a_gateway_takes_all_files_that_it_may_have_and_says_once_that_there_are_no_more(redis_url: str) -> None:
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (32, 64)); from orcd.cli.main import main"
+    with GatewayProcess(redis_url, program=["-c", f"{limited}; main()"]) as gateway:
+        assert re.search(r"Max open files +64 +64", Path(f"/proc/{gateway.process.pid}/limits").read_text())
+        address = urlsplit(gateway.url)
+        with ExitStack() as opened:
+            for _ in range(100):
+                opened.enter_context(socket.create_connection((str(address.hostname), address.port or 0)))
+            wait_until(lambda: "no file is left" in gateway.errors)
+        assert httpx.get(f"{gateway.url}/models", timeout=60).status_code == 200
+        assert len(gateway.errors.splitlines()) == 1
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
