@@ -1,7 +1,9 @@
 // y = x W^T for many tokens on Hopper, in tiles of TOKENS x 128 outputs, on weights that matmul_unpack has unpacked;
 // see matmul.cuh. A block has one thread that asks for copies, and two warpgroups that multiply 64 outputs each. Blocks
-// are persistent, and the second warpgroup follows the first by some chunks: while one finishes its outputs the other
-// multiplies. FORMAT is one without `has_row_base`; what else it is makes no difference.
+// are persistent. A warpgroup finishes the outputs of a tile that it has summed up while the next tile's first products
+// run, and the second one follows the first by some chunks: while one adds a partition's sums the other multiplies.
+// FORMAT is one without `has_row_base`; what else it is makes no difference. EPILOGUE is the product's
+// `EpilogueKind`.
 #include "matmul.cuh"
 
 struct UnpackedParams {

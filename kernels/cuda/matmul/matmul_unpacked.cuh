@@ -6,6 +6,7 @@
 constexpr int WARPGROUP = 128;
 constexpr int LEAD_BARRIER = 1, STORE_BARRIERS = 2;  // named barriers; of the latter each warpgroup has one
 constexpr int LEAD = 1;                              // chunks; more leave the copies no stage to be ahead with
+constexpr int BEGUN = 2;                             // chunks of a tile under way while the one before is finished
 
 // Shared memory, in this order: stages of a chunk of x and of weights, at multiples of 1024 bytes; outputs of each
 // warpgroup on their way; barriers.
@@ -37,6 +38,13 @@ struct Tile {
         return true;
     }
     DEVICE void advance() { index += gridDim.x; }
+    // The one before, of this block.
+    DEVICE Tile before(const UnpackedParams& p, int tokens) const {
+        Tile tile;
+        tile.index = index - gridDim.x;
+        tile.find(p, tokens);
+        return tile;
+    }
 };
 
 // ---- copying
@@ -75,15 +83,15 @@ struct TileStore {
     int barrier;  // of the warpgroup
 
     // `rows`: the two that a thread has.
-    template <int TOKENS, int KIND>
+    template <int TOKENS>
     DEVICE void store(const float (&sums)[TOKENS / 8][4], const OutputRow (&rows)[2], int first_row,
                       const Tile& tile) const {
-        constexpr bool is_gated = Epilogue(KIND).is_gated(), is_float = Epilogue(KIND).is_float();
+        constexpr bool is_gated = Epilogue(EPILOGUE).is_gated(), is_float = Epilogue(EPILOGUE).is_float();
         constexpr int slice_bytes = SLICE_TOKENS * (is_gated ? 64 : is_float ? 256 : 128);
         constexpr int most = STORE_BYTES / slice_bytes;
         // What takes few instructions is spelled out for all slices: then they need not wait for each other.
         constexpr int unrolled =
-            KIND == SWIGLU || KIND == CLAMPED_SWIGLU || KIND == STORE_HALF ? TOKENS / SLICE_TOKENS : 1;
+            EPILOGUE == SWIGLU || EPILOGUE == CLAMPED_SWIGLU || EPILOGUE == STORE_HALF ? TOKENS / SLICE_TOKENS : 1;
         const int column = is_gated ? gated_column(first_row) : first_row;
 #pragma unroll unrolled
         for (int first = 0; first < TOKENS; first += SLICE_TOKENS) {
@@ -96,7 +104,7 @@ struct TileStore {
                 }
             const int number = first / SLICE_TOKENS % most;
             if (number == 0) make_room();
-            put<KIND>(slice, rows, buffers + number * slice_bytes);
+            put(slice, rows, buffers + number * slice_bytes);
             if (number + 1 < most && first + SLICE_TOKENS < TOKENS) continue;
             asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
             synchronise(barrier, WARPGROUP);
@@ -111,14 +119,6 @@ struct TileStore {
             }
         }
     }
-    template <int TOKENS, int KIND = 0>
-    DEVICE void store_as(int kind, const float (&sums)[TOKENS / 8][4], const OutputRow (&rows)[2], int first_row,
-                         const Tile& tile) const {
-        if constexpr (KIND != ADD_RESIDUAL)
-            if (kind == KIND) store<TOKENS, KIND>(sums, rows, first_row, tile);
-        if constexpr (KIND + 1 < NUM_EPILOGUES) store_as<TOKENS, KIND + 1>(kind, sums, rows, first_row, tile);
-    }
-
     // Until the copy engine has read all. The thread that stores waits, as only its own stores count.
     DEVICE void wait() const { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
@@ -127,11 +127,10 @@ struct TileStore {
         if (threadIdx.x % WARPGROUP == 0) wait();
         synchronise(barrier, WARPGROUP);
     }
-    template <int KIND>
     DEVICE void put(const float (&sums)[SLICE_TOKENS / 8][4], const OutputRow (&rows)[2], u32 place) const {
-        const Epilogue epilogue(t.tiled.output, KIND);
+        const Epilogue epilogue(t.tiled.output, EPILOGUE);
         const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-        if constexpr (Epilogue(KIND).is_gated()) {
+        if constexpr (Epilogue(EPILOGUE).is_gated()) {
             u32 y[4];  // of 8 tokens each
 #pragma unroll
             for (int n = 0; n < 4; n++) {
@@ -142,7 +141,7 @@ struct TileStore {
                 y[n] = pack_half2(two[0], two[1]);
             }
             store_matrices_transposed(y, place + lane * 64 + ((warp ^ (lane >> 1 & 3)) << 4));
-        } else if constexpr (!Epilogue(KIND).is_float()) {
+        } else if constexpr (!Epilogue(EPILOGUE).is_float()) {
 #pragma unroll
             for (int n = 0; n < 4; n += 2) {
                 u32 y[4];  // rows 0..7 and 8..15 of 8 tokens, and of 8 more
@@ -233,6 +232,14 @@ DEVICE void add_to_residual(const TiledParams& p, const Tile& tile, const float 
 
 // ---- multiplying
 
+template <int N>
+DEVICE void clear(float (&sums)[N][4]) {
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums[n][i] = 0.0f;
+}
+
 template <int TOKENS>
 DEVICE void multiply(const UnpackedParams& t, u32 stages, int warpgroup) {
     using R = Ring<TOKENS>;
@@ -245,25 +252,44 @@ DEVICE void multiply(const UnpackedParams& t, u32 stages, int warpgroup) {
     float acc[TOKENS / 8][4];
     float total[sums_partitions ? TOKENS / 8 : 1][4];
     RingPlace place;
-    u32 previous = 0;  // the barrier of the stage whose products may still run
-    auto release = [&](u32 barrier) {
-        if (lane == 0) barrier_arrive(barrier);
-    };
-    // The second warpgroup begins when the first one is some chunks ahead: while one finishes sums the other
+    u32 running = 0;  // the barrier of the stage whose products may still run
+    // The second warpgroup begins when the first one is some chunks ahead: while one adds a partition's sums the other
     // multiplies.
     int lead = warpgroup == 0 ? LEAD : 0;
     if (warpgroup == 1) synchronise(LEAD_BARRIER, 2 * WARPGROUP);
-    for (Tile tile; tile.find(t, TOKENS); tile.advance()) {
+    // The next chunk's products begin. Returns the barrier of its stage.
+    auto begin = [&](bool adds) {
+        const u32 stage = stages + place.stage * R::stage_bytes, barrier = empty + 8 * place.stage;
+        barrier_wait(full + 8 * place.stage, place.phase);
+        const u64 a = wgmma_descriptor(stage + R::x_bytes + warpgroup * (R::weight_bytes / 2));
+        const u64 b = wgmma_descriptor(stage);
+        wgmma_fence();
+#pragma unroll
+        for (int s = 0; s < 4; s++) wgmma_64(acc, a + 2 * s, b + 2 * s, adds || s > 0);
+        wgmma_commit();
+        place.advance(R::stages);
+        if (lead > 0 && --lead == 0) arrive(LEAD_BARRIER, 2 * WARPGROUP);
+        return barrier;
+    };
+    auto release = [&](u32 barrier) {
+        if (lane == 0) barrier_arrive(barrier);
+    };
+    auto finish = [&](const Tile& tile, const float (&sums)[TOKENS / 8][4]) {
         const int first_row = tile.row_tile * 128 + warpgroup * 64, row = first_row + warp * 16 + (lane >> 2);
-        const OutputRow rows[2] = {OutputRow(matrix, 0, row), OutputRow(matrix, 0, row + 8)};
-        // That acc is cleared, too, tells the compiler that it need not be kept while sums are finished.
-#pragma unroll
-        for (int n = 0; n < TOKENS / 8; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                acc[n][i] = 0.0f;
-                if constexpr (sums_partitions) total[n][i] = 0.0f;
-            }
+        if constexpr (EPILOGUE == ADD_RESIDUAL) {
+            add_to_residual<TOKENS>(p, tile, sums, first_row, stores.buffers, stores.barrier);
+        } else {
+            const OutputRow rows[2] = {OutputRow(matrix, 0, row), OutputRow(matrix, 0, row + 8)};
+            stores.store<TOKENS>(sums, rows, first_row, tile);
+        }
+    };
+    clear(acc);
+    clear(total);
+    Tile tile;
+    for (; tile.find(t, TOKENS); tile.advance()) {
+        // The chunk during whose products the tile before is finished, if there is one.
+        const int finish_at =
+            tile.index == blockIdx.x ? -1 : min(BEGUN, partition_start(1, matrix) * t.unit_chunks) - 1;
         int chunk = 0;
 #pragma unroll 1
         for (int partition = 0; partition < matrix.num_partitions; partition++) {
@@ -271,25 +297,22 @@ DEVICE void multiply(const UnpackedParams& t, u32 stages, int warpgroup) {
             bool adds = false;
 #pragma unroll 1
             for (; chunk < end; chunk++) {
-                const u32 stage = stages + place.stage * R::stage_bytes;
-                barrier_wait(full + 8 * place.stage, place.phase);
-                const u64 a = wgmma_descriptor(stage + R::x_bytes + warpgroup * (R::weight_bytes / 2));
-                const u64 b = wgmma_descriptor(stage);
-                wgmma_fence();
-#pragma unroll
-                for (int s = 0; s < 4; s++) wgmma_64(acc, a + 2 * s, b + 2 * s, adds || s > 0);
-                wgmma_commit();
+                const u32 next = begin(adds);
+                if constexpr (sums_partitions) {
+                    if (chunk == finish_at) {
+                        finish(tile.before(t, TOKENS), total);
+                        clear(total);
+                    }
+                }
                 if (adds) {
                     wgmma_wait<1>();
-                    release(previous);
+                    release(running);
                 }
                 adds = true;
-                previous = empty + 8 * place.stage;
-                place.advance(R::stages);
-                if (lead > 0 && --lead == 0) arrive(LEAD_BARRIER, 2 * WARPGROUP);
+                running = next;
             }
             wgmma_wait<0>();
-            release(previous);
+            release(running);
             if constexpr (sums_partitions) {
 #pragma unroll
                 for (int n = 0; n < TOKENS / 8; n++)
@@ -297,17 +320,9 @@ DEVICE void multiply(const UnpackedParams& t, u32 stages, int warpgroup) {
                     for (int i = 0; i < 4; i++) total[n][i] += acc[n][i];
             }
         }
-        const auto& sums = [&]() -> auto& {
-            if constexpr (sums_partitions)
-                return total;
-            else
-                return acc;
-        }();
-        if (p.output.epilogue == ADD_RESIDUAL)
-            add_to_residual<TOKENS>(p, tile, sums, first_row, stores.buffers, stores.barrier);
-        else
-            stores.store_as<TOKENS>(p.output.epilogue, sums, rows, first_row, tile);
+        if constexpr (!sums_partitions) finish(tile, acc);
     }
+    if constexpr (sums_partitions) finish(tile.before(t, TOKENS), total);
     stores.wait();
     if (lead > 0) arrive(LEAD_BARRIER, 2 * WARPGROUP);
 }

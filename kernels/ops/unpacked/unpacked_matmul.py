@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.ops.matmul_params import Product, TiledParams, tiled_params
+from kernels.ops.matmul_params import Epilogue, Product, TiledParams, tiled_params
 from kernels.ops.matmul_tuning import shaped_as
 from kernels.runtime.compiler import Variant
 from kernels.runtime.cuda_constants import declare_constants, declare_traits
@@ -68,7 +68,7 @@ class UnpackedRing(NamedTuple):
 
 def variants() -> list[Variant]:
     """What of matmul_unpacked.cu is compiled."""
-    return [("matmul/matmul_unpacked", {"FORMAT": _GENERIC_FORMAT})]
+    return [("matmul/matmul_unpacked", {"FORMAT": _GENERIC_FORMAT, "EPILOGUE": kind.name}) for kind in Epilogue]
 
 
 @lru_cache
@@ -155,6 +155,7 @@ def multiply_unpacked(context: Context, product: Product, size: int) -> None:
         params,
         shared_bytes=unpacked_ring(size).num_bytes,
         FORMAT=_GENERIC_FORMAT,
+        EPILOGUE=product.epilogue.name,
     )
 
 
