@@ -8,6 +8,7 @@ from kernels.ops.copied import copied_matmul
 from kernels.ops.layers import convolution, decode_layers, delta_net, grouped_matmul, router, shared_expert
 from kernels.ops.sliced_k import sliced_k_matmul
 from kernels.ops.stream_k import stream_k_matmul
+from kernels.ops.streamed import streamed_layers
 from kernels.ops.unpacked import unpacked_matmul
 from kernels.runtime.compiler import Variant
 from kernels.weights import half_copy, repack
@@ -15,7 +16,8 @@ from kernels.weights import half_copy, repack
 MODULES = (
     *(activation, attention, attention_plan, convolution, decode_layers, decode_step, delta_net, matmul, moe, norm),
     *(hopper_attention, prefix_attention, repack, rope, router, sampling, shared_expert),
-    *(copied_matmul, grouped_matmul, half_copy, sliced_k_matmul, stream_k_matmul, unpacked_matmul),
+    *(copied_matmul, grouped_matmul, half_copy, sliced_k_matmul, stream_k_matmul, streamed_layers),
+    unpacked_matmul,
 )
 """The modules that launch kernels of their own."""
 

@@ -6,7 +6,7 @@ What matrices become is each device's own (`kernels.devices.protocol.WeightStore
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -191,8 +191,9 @@ class LayersSupport(NamedTuple):
 
     obstacle: str | None
     """Why nothing, in words in which "it" is its kernel; None: it runs such a model."""
-    num_tokens: tuple[int, ...] = ()
-    """Of steps that it runs."""
+    contexts: Mapping[int, int] = {}
+    """Of how many sequences with a token each it runs steps, and up to which context: longer ones are faster layer by
+    layer."""
     words: NDArray[np.float32] = np.empty(0, np.float32)
     """What it needs in device memory, the same again when it is done; empty: it does not draw (`Step.greedy`)."""
 

@@ -202,37 +202,12 @@ class AttentionWarp {
         return {((const float2*)scratch.cosines[group])[lane], ((const float2*)scratch.sines[group])[lane]};
     }
 
-    // Once all blocks have the logits of a row: the id of the largest, and no word of the row is anybody's any more.
     DEVICE void finish(i32 position, i32 slot) const {
-        constexpr int AT_ONCE = 5;
-        const int num_blocks = p.cut.attention_block;
-        u64 rank = NO_RANK;
-#pragma unroll 1
-        for (int first = lane; first < num_blocks; first += AT_ONCE * 32) {
-            uint2 pairs[AT_ONCE];
-            await<AT_ONCE>(
-                [&](int i) { pairs[i] = load_pair(rank_place(p, token, min(first + i * 32, num_blocks - 1))); },
-                [&](int i) { return has_come(pairs[i]); });
-#pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) rank = larger(rank, rank_of(pairs[i].x, pairs[i].y));
-        }
-        __syncwarp();
-        const int id = greedy_id(warp_largest(rank));
-        if (lane == 0 && goes_on(p, token)) {
-            p.rows.token_ids[token] = usable(p.head.ids[token]);
-            p.rows.positions[token] = position;
-            p.rows.slots[token] = slot;
-            p.rows.context_lengths[token]++;
-            p.rows.sequence_lengths[token]++;
-            p.rows.output_positions[token]++;
-        }
-        if (p.head.ids && lane == 0) {
-            p.head.ids[token] = id;
-            if (p.head.host_ids) p.head.host_ids[token] = id;
-        }
-        const LayerWords words(p, p.cut.num_layers - 1);
-        for (int column = 4 * lane; column < p.cut.width; column += 128) make_empty(p.words + words.end(token, column));
-        for (int block = lane; block < num_blocks; block += 32) publish(rank_place(p, token, block), EMPTY, EMPTY);
+        finish_row(p, token, position, slot, [&] {
+            const LayerWords words(p, p.cut.num_layers - 1);
+            for (int column = 4 * lane; column < p.cut.width; column += 128)
+                make_empty(p.words + words.end(token, column));
+        });
     }
 
     // What a row that is nobody's attends to. It waits for its heads all the same: a word for which nobody waits could

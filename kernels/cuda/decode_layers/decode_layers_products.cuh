@@ -6,15 +6,6 @@
 #include "../repack/packed_element.cuh"
 #include "decode_layers_head.cuh"
 
-// As `Epilogue` of matmul_epilogue.cuh has it.
-DEVICE float swiglu(float gate, float up) { return __fdividef(gate, 1.0f + __expf(-gate)) * up; }
-
-// Two neighbouring lanes' values as a word of float16, in the even one.
-DEVICE u32 word_of_halves(float y) {
-    const u32 half = to_half(y);
-    return half | __shfl_down_sync(ALL_LANES, half, 1) << 16;
-}
-
 class ProductBlock : HeadBlock {
    public:
     using HeadBlock::HeadBlock;
@@ -46,8 +37,7 @@ class ProductBlock : HeadBlock {
         const int column = block() * 8 + lane() % 8;
 #pragma unroll
         for (int token = lane() / 8; token < TOKENS; token += 4) {
-            const i32 id = p.rows.token_ids[token], drawn = p.rows.output_positions ? p.head.ids[token] : 0;
-            const int row = min(usable(goes_on(p, token) ? drawn : id), from.num_rows - 1);
+            const int row = table_row(p, token);
             const float element = from.format == Q5_0 ? packed_element<Q5_0>(from.packed, row, column, from.num_units)
                                                       : packed_element<Q8_0>(from.packed, row, column, from.num_units);
             publish(p.words + LayerWords(p, -1).end(token, column), __float_as_uint(__fmul_rn(element, from.scale)));

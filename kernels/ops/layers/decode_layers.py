@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from kernels.batch import LayerCache, Step, view
-from kernels.ops.attention import CODE_FACTOR
-from kernels.ops.attention_parts.attention_params import AttentionParams, AttentionWork, ScoreParams
-from kernels.ops.attention_parts.prefix_attention import NO_WORK
 from kernels.ops.attention_plan import SWAPPED_ROWS
-from kernels.ops.layers.decode_layers_cut import Head, Layer, LayersCut, Matrices, Model, fits_head, obstacle
+from kernels.ops.layers.decode_layers_cut import Layer, LayersCut, Matrices, Model, fits_head, obstacle
 from kernels.ops.layers.decode_layers_params import (
     DECODE_WARPS,
     HEAD_DIM,
@@ -27,22 +23,27 @@ from kernels.ops.layers.decode_layers_params import (
     DecodeLayersParams,
     DecodeProduct,
     LayerCut,
-    LayersEmbedding,
-    LayersHead,
-    LayersRows,
     WordPlaces,
 )
+from kernels.ops.layers.decode_layers_step import (
+    FORMAT_NUMBERS,
+    attention_params,
+    embedding_params,
+    empty_words,
+    head_params,
+    rope_params,
+    rows_params,
+)
 from kernels.ops.matmul import norm_head
-from kernels.ops.rope import RopeParams, angle_params, cache_defines, cache_params, with_codes
+from kernels.ops.rope import angle_params, cache_defines, cache_params, with_codes
+from kernels.ops.streamed.streamed_layers import streamed_layers, streamed_layers_support
 from kernels.runtime.compiler import Variant
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
-from kernels.weights.formats import FORMATS
 from kernels.weights.packed import PackedMatrix
-from kernels.weights.parameters import Attention, LayersSupport, Rope
+from kernels.weights.parameters import LayersSupport
 
 _DEFINES = {"HEAD_DIM": HEAD_DIM, "DECODE_WARPS": DECODE_WARPS, "ROPE_ROWS": SWAPPED_ROWS}
-_FORMAT_NUMBERS = {name: number for number, name in enumerate(FORMATS)}
 
 
 def variants() -> list[Variant]:
@@ -55,15 +56,21 @@ def _defines(num_tokens: int) -> dict[str, int]:
     return {**_DEFINES, "TOKENS": num_tokens, **SPREADS[num_tokens]}
 
 
+CONTEXTS = {1: 2048, 2: 2560, 4: 2560, 8: 1024}
+"""Up to such contexts all layers of so many sequences are faster in one kernel than one by one: few blocks attend."""
+
+
 def decode_layers_support(context: Context, model: Model) -> LayersSupport:
     """What `decode_layers` can do with ``model`` on the GPU. Its words are not for two streams at once."""
-    if found := obstacle(context.gpu, model):
-        return LayersSupport(found)
-    counts = tuple(count for count in NUM_TOKENS if not obstacle(context.gpu, model, count))
+    found = obstacle(context.gpu, model)
+    if found:
+        other = streamed_layers_support(context, model)
+        return LayersSupport(f"{found}; for one token, {other.obstacle}") if other.obstacle else other
+    contexts = {count: CONTEXTS[count] for count in NUM_TOKENS if not obstacle(context.gpu, model, count)}
     if not fits_head(model.head, model.layers[0]):
-        return LayersSupport(None, counts)
-    size = max(_num_words(model.layers, count) for count in counts)
-    return LayersSupport(None, counts, np.full(size, -1, np.int32).view(np.float32))
+        return LayersSupport(None, contexts)
+    size = max(_num_words(model.layers, count) for count in contexts)
+    return LayersSupport(None, contexts, empty_words(size))
 
 
 def decode_layers(
@@ -82,6 +89,9 @@ def decode_layers(
     ``step.greedy`` must not be set. The kernel launched just before must not use scratch memory that is free again: the
     first one here may overlap it.
     """
+    if obstacle(context.gpu, model):
+        streamed_layers(context, model, step, words=words, out_caches=out_caches, out=out)
+        return
     layers, head = model.layers, model.head
     qkv, output, gate_up, down = Matrices.of(layers[0])
     num_tokens = step.token_ids.size
@@ -96,11 +106,11 @@ def decode_layers(
         clear = ClearParams(words=words.pointer, num_quads=num_quads)
         context.launch(SOURCE, "decode_layers_clear", -(-num_quads // 256), 256, clear, **defines)
     params = DecodeLayersParams(
-        attention=_attention_params(layers[0].attention, out_caches[0], step),
-        rope=_rope(model.rope),
+        attention=attention_params(layers[0].attention, out_caches[0], step),
+        rope=rope_params(model.rope),
         angles=angle_params(model.rope),
-        rows=_rows(step),
-        embedding=_embedding(model),
+        rows=rows_params(step),
+        embedding=embedding_params(model),
         words=words.pointer,
         places=WordPlaces(**places),
         qkv=_product(qkv, 0),
@@ -118,7 +128,7 @@ def decode_layers(
             epsilon=layers[0].ffn_norm.epsilon,
             inverse_width=1 / qkv.width,
         ),
-        head=_head(head, step, out) if has_head else NO_HEAD,
+        head=head_params(head, step, out) if has_head else NO_HEAD,
         layers=b"".join(map(_layer, layers, out_caches)).ljust(LAYERS_BYTES, b"\0"),
     )
     threads, shared_bytes = 32 * LAYER_WARPS, context.gpu.spread(cut.shared_bytes, 1)
@@ -131,60 +141,6 @@ def decode_layers(
 def _num_words(layers: Sequence[Layer], num_tokens: int) -> int:
     ranks = 2 * num_tokens * LayersCut.of(layers, num_tokens).attention_block
     return _word_places(num_tokens, layers)["ranks_at"] + -(-ranks // 4) * 4
-
-
-def _rope(rope: Rope[DeviceArray]) -> RopeParams:
-    num_pairs = rope.inverse_frequencies.shape[1]
-    assert num_pairs % 2 == 0, f"{num_pairs} pairs: lanes take two at a time"
-    return RopeParams(
-        cosine=0,
-        sine=0,
-        query_factors=0,
-        query_norm=0,
-        key_norm=0,
-        num_pairs=num_pairs,
-        neox=rope.pairing == "neox",
-        query_epsilon=0.0,
-        key_epsilon=0.0,
-    )
-
-
-def _rows(step: Step[DeviceArray]) -> LayersRows:
-    return LayersRows(
-        token_ids=step.token_ids.pointer,
-        positions=step.positions.pointer,
-        slots=step.slots.pointer,
-        context_lengths=step.context_lengths.pointer,
-        sequence_lengths=step.sequence_lengths.pointer,
-        output_positions=pointer_of(step.greedy.output_positions if step.greedy else None),
-    )
-
-
-def _embedding(model: Model) -> LayersEmbedding:
-    table = model.embedding.table
-    return LayersEmbedding(
-        packed=table.packed.pointer,
-        format=_FORMAT_NUMBERS[table.format.name],
-        num_rows=table.num_rows,
-        num_units=table.num_units,
-        scale=model.embedding.scale,
-    )
-
-
-def _head(head: Head, step: Step[DeviceArray], logits: DeviceArray) -> LayersHead:
-    (matrix,) = head.projection.matrices
-    ids, host_ids, _ = step.greedy or (None, None, None)
-    return LayersHead(
-        packed=matrix.packed.pointer,
-        norm=head.norm.weight.pointer,
-        rows=step.logit_rows.pointer,
-        logits=logits.pointer,
-        ids=pointer_of(ids),
-        host_ids=0 if host_ids is None else host_ids.ctypes.data,
-        num_tiles=matrix.num_tiles,
-        num_chunks=matrix.num_chunks,
-        num_rows=matrix.num_rows,
-    )
 
 
 def _word_places(num_tokens: int, layers: Sequence[Layer]) -> dict[str, int]:
@@ -237,33 +193,8 @@ def _layer(layer: Layer, cache: LayerCache[DeviceArray]) -> DecodeLayer:
         attention_norm=layer.attention_norm.weight.pointer,
         ffn_norm=layer.ffn_norm.weight.pointer,
         cache=cache_params(cache),
-        qkv_format=_FORMAT_NUMBERS[qkv.format.name],
-        output_format=_FORMAT_NUMBERS[output.format.name],
-        gate_up_format=_FORMAT_NUMBERS[gate_up.format.name],
-        down_format=_FORMAT_NUMBERS[down.format.name],
-    )
-
-
-def _attention_params(
-    attention: Attention[DeviceArray], cache: LayerCache[DeviceArray], step: Step[DeviceArray]
-) -> AttentionParams:
-    scale = attention.scale / (CODE_FACTOR if cache.scales else 1)
-    return AttentionParams(
-        qkv=0,
-        cache=cache_params(cache),
-        block_tables=step.block_tables.pointer,
-        positions=step.positions.pointer,
-        work=AttentionWork(
-            counts=0, items=0, arrivals=0, partial_outputs=0, partial_sums=0, prefix=NO_WORK, has_both=0
-        ),
-        sinks=0,
-        out=0,
-        num_tokens=step.token_ids.size,
-        num_kv_heads=attention.num_kv_heads,
-        group=attention.num_heads // attention.num_kv_heads,
-        qkv_width=attention.qkv_width,
-        block_tokens=cache.keys.shape[2],
-        max_blocks=step.block_tables.shape[1],
-        window=0,
-        scores=ScoreParams(scale_log2=scale * math.log2(math.e), softcap=0.0, inverse_softcap=0.0),
+        qkv_format=FORMAT_NUMBERS[qkv.format.name],
+        output_format=FORMAT_NUMBERS[output.format.name],
+        gate_up_format=FORMAT_NUMBERS[gate_up.format.name],
+        down_format=FORMAT_NUMBERS[down.format.name],
     )

@@ -33,3 +33,9 @@ def write_one_kernel(path: Path, num_regular: int = 300) -> Path:
     """
     write_model(qwen2(2, hidden=896, ffn=4864, heads=14, kv_heads=2, num_regular=num_regular), path)
     return path
+
+
+def write_wide(path: Path, num_regular: int = 300) -> Path:
+    """Write a model to ``path`` of whose tokens one runs in one kernel: its layers are as large as Phi-3-mini's."""
+    write_model(phi3(2, hidden=3072, ffn=8192, heads=32, num_regular=num_regular, window=2047, q4_0=False), path)
+    return path

@@ -8,9 +8,6 @@ from kernels.batch import AnyArray, LayerCache, Step
 from kernels.devices.protocol import AnyMatrix, AnyProjection, Device
 from kernels.weights.parameters import DenseModel, LayersSupport
 
-CONTEXTS = {1: 2048, 2: 2560, 4: 2560, 8: 1024}
-"""Up to such contexts all layers of so many sequences are faster in one kernel than one by one: few blocks attend."""
-
 
 class OneKernel:
     """The op `decode_layers` for a model, if it is for it."""
@@ -24,7 +21,7 @@ class OneKernel:
         support = LayersSupport(obstacle) if obstacle else self._ops.decode_layers_support(model)
         self.obstacle = support.obstacle
         """Why it is not, in words in which "it" is the kernel; None: it is."""
-        self.contexts: Mapping[int, int] = {count: CONTEXTS[count] for count in support.num_tokens}
+        self.contexts: Mapping[int, int] = support.contexts
         """Steps of so many sequences run in it up to this context length; others never."""
         self.draws = bool(support.words.size)
         """Whether it also draws, where a step is greedy (`kernels.batch.Step.greedy`)."""

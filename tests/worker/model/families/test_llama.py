@@ -190,7 +190,7 @@ def test_biases_that_a_file_holds_are_added(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["qwen2-q4_k_m", "llama3-bf16", "phi3-q5_k_m", "granite-q4_1"])
 def test_layers_of_one_token_are_the_same_in_one_op(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one_by_one = load(SMALL[name])
-    support = LayersSupport(None, (1, 2, 4, 8))
+    support = LayersSupport(None, dict.fromkeys((1, 2, 4, 8), 2048))
     monkeypatch.setattr(kernels.reference.decode_layers, "decode_layers_support", lambda _: support)
     in_one = load(SMALL[name])
     assert not one_by_one.one_kernel_contexts

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from kernels.dry_step import dry_step
 from kernels.weights.parameters import LayersSupport
-from worker.model.forward.one_kernel import CONTEXTS, OneKernel
+from worker.model.forward.one_kernel import OneKernel
 
 MODEL: Any = object()
 
@@ -28,9 +28,9 @@ def one_kernel(support: LayersSupport, obstacle: str | None = None) -> tuple[One
 
 
 def test_it_runs_steps_of_few_sequences_with_a_token_each_and_short_contexts() -> None:
-    kernel, _ = one_kernel(LayersSupport(None, (1, 2, 4)))
+    kernel, _ = one_kernel(LayersSupport(None, {1: 9, 2: 8, 4: 7}))
     assert kernel.obstacle is None and not kernel.draws
-    assert kernel.contexts == {count: CONTEXTS[count] for count in (1, 2, 4)}
+    assert kernel.contexts == {1: 9, 2: 8, 4: 7}
     for count in (1, 2, 4):
         step = dry_step(count, count, count, 8)
         assert kernel.runs(step)
@@ -48,7 +48,7 @@ def test_whatever_keeps_the_model_from_it_is_told(found: str | None, why: str) -
 
 def test_a_step_gets_the_words_that_the_op_asked_for_and_may_draw_if_it_did() -> None:
     words = np.arange(4, dtype=np.float32)
-    kernel, calls = one_kernel(LayersSupport(None, (1,), words))
+    kernel, calls = one_kernel(LayersSupport(None, {1: 9}, words))
     assert kernel.draws
     step, caches, logits = dry_step(1, 1, 1, 8), [], np.empty((1, 5), np.float32)
     kernel.forward(step, caches, logits)
