@@ -5,7 +5,7 @@
 
 // MXFP4's powers of two have a wider range than float16: a row is computed relative to its largest exponent, and its
 // results are multiplied by 2^(exponent - 127) in the end. `base` are the largest exponents of the lane's two rows. So
-// it is with Q2_K: `relative_super`.
+// it is with Q2_K: `RowFactors`.
 struct RowBase {
     int base[2];
 };
@@ -18,18 +18,45 @@ constexpr int RELATIVE_BASE = 127 + 11, LEAST_EXPONENT = -19;
 // 2^n, n from -24 to 15. (Less is asked for where a super-scale is 2^14, and its numbers are more than float16 holds.)
 DEVICE u16 half_power(int n) { return (u16)(n < -14 ? 1 << max(24 + n, 0) : 15 + n << 10); }
 
-// A super-scale times 2^(11 - n), so that 15 of it are below 2^16; and the minimum's times 2^(-11 - n).
-DEVICE u32 relative_super(u32 super, int base) {
-    const int n = max(base - RELATIVE_BASE, LEAST_EXPONENT), first = min(11 - n, 15);
-    const u32 both = half_power(first) | (u32)half_power(-11 - n) << 16;
-    return half2_multiply(half2_multiply(super, both), half_power(11 - n - first) | 0x3C000000u);
-}
+// What the scales of two rows are multiplied by because of their largest exponents. It takes many instructions to make.
+template <Scaling S>
+struct RowFactors {
+    DEVICE explicit RowFactors(const RowBase&) {}
+    DEVICE void compute_now() {}
+};
 
-// 2^(exponent - base + 14) of two rows, as codes below carry 2^-14; 0 where that is less than float16 holds.
-DEVICE u32 relative_scales(u32 exponents, const RowBase& rows) {
-    const u32 offsets = (29 - rows.base[0] & 0xFFFF) | 29 - rows.base[1] << 16;
-    return int16_max(int16_add(exponents, offsets), 0) << 10;
-}
+template <>
+struct RowFactors<SUPER_MINS_16> {
+    u32 first[2], second[2];  // their product has more digits than one float16
+
+    DEVICE explicit RowFactors(const RowBase& rows) {
+#pragma unroll
+        for (int row = 0; row < 2; row++) {
+            const int n = max(rows.base[row] - RELATIVE_BASE, LEAST_EXPONENT), one = min(11 - n, 15);
+            first[row] = half_power(one) | (u32)half_power(-11 - n) << 16;
+            second[row] = half_power(11 - n - one) | 0x3C000000u;
+        }
+    }
+    DEVICE void compute_now() {
+#pragma unroll
+        for (int row = 0; row < 2; row++) ::compute_now(first[row]), ::compute_now(second[row]);
+    }
+    // A super-scale times 2^(11 - n), so that 15 of it are below 2^16; and the minimum's times 2^(-11 - n).
+    DEVICE u32 relative(u32 super, int row) const {
+        return half2_multiply(half2_multiply(super, first[row]), second[row]);
+    }
+};
+
+template <>
+struct RowFactors<EXPONENT> {
+    u32 offsets;
+
+    // Codes below carry 2^-14.
+    DEVICE explicit RowFactors(const RowBase& rows) : offsets((29 - rows.base[0] & 0xFFFF) | 29 - rows.base[1] << 16) {}
+    DEVICE void compute_now() { ::compute_now(offsets); }
+    // 2^(exponent - base + 14) of both; 0 where that is less than float16 holds.
+    DEVICE u32 relative(u32 exponents) const { return int16_max(int16_add(exponents, offsets), 0) << 10; }
+};
 
 constexpr u32 HALF2_1024 = 0x64006400u;  // float16 with 1024 in front: its low 10 bits are an integer
 
@@ -77,7 +104,7 @@ struct Scales {
     u32 low[2][groups];  // has_min: what is added after scaling
 
     // Of a group the scales of both rows; has_min: of a row and a group the scale and what is added.
-    DEVICE static void find(const Raw<F>& raw, const RowBase& row_base, u32 (&word)[num_words]) {
+    DEVICE static void find(const Raw<F>& raw, const RowFactors<scaling>& rows, u32 (&word)[num_words]) {
 #pragma unroll
         for (int i = 0; i < num_words; i++) {
             const int group = i % groups, row = i / groups;
@@ -89,13 +116,12 @@ struct Scales {
                 pair = half2_multiply(pair, raw.super[row]);
             }
             if constexpr (scaling == SUPER_MINS_16) {  // the same of 4 bits
-                pair = nibble_of(raw.scale[row], group);
-                // The scale is less by what the codes are more: see `two_bits_at`.
+                // The scale is less by what the codes are more: see `two_bits_at`. Zeros are these powers of two.
                 const int at = nibble_at(group);
-                const u32 factor = half_exponent(-at - 2 * group) | half_exponent(-at) << 16;
-                const u32 minus = half_exponent(10 - at - 2 * group) | half_exponent(10 - at) << 16;
-                pair = half2_fma(pair, factor, minus ^ HALF2_MINUS);
-                pair = half2_multiply(pair, relative_super(raw.super[row], row_base.base[row]));
+                const u32 zeros = half_exponent(10 - at - 2 * group) | half_exponent(10 - at) << 16;
+                pair = and_or(group & 2 ? raw.scale[row] >> 8 : raw.scale[row], 0x000F000Fu << at, zeros);
+                pair = half2_add(pair, zeros ^ HALF2_MINUS);
+                pair = half2_multiply(pair, rows.relative(raw.super[row], row));
             }
             if constexpr (scaling == ODD_SCALES) {  // twice the nibble, and one
                 pair = nibble_of(raw.scale[0], group);
@@ -109,7 +135,7 @@ struct Scales {
                 pair = half2_multiply(pair, raw.super[0]);
             }
             if constexpr (scaling == EXPONENT) {
-                pair = relative_scales(__byte_perm(raw.scale[0], 0, group ? 0x4342 : 0x4140), row_base);
+                pair = rows.relative(__byte_perm(raw.scale[0], 0, group ? 0x4342 : 0x4140));
             }
             word[i] = pair;
         }
@@ -127,12 +153,13 @@ struct Scales {
                 }
             }
     }
-    DEVICE Scales(const Raw<F>& raw, const RowBase& row_base) : Scales(Found(raw, row_base).word) {}
+    DEVICE Scales(const Raw<F>& raw, const RowFactors<scaling>& rows) : Scales(Found(raw, rows).word) {}
+    DEVICE Scales(const Raw<F>& raw, const RowBase& rows) : Scales(raw, RowFactors<scaling>(rows)) {}
 
    private:
     struct Found {
         u32 word[num_words];
-        DEVICE Found(const Raw<F>& raw, const RowBase& row_base) { find(raw, row_base, word); }
+        DEVICE Found(const Raw<F>& raw, const RowFactors<scaling>& rows) { find(raw, rows, word); }
     };
 };
 

@@ -14,15 +14,18 @@ struct SharedScales {
     static_assert(!STREAMED || 4 * chunk_bytes <= STREAMED_SCALE_BYTES, "a warp's share of shared memory");
     static_assert(num_words <= 8, "two quads");
 
-    u32 rows;  // where those of the lane's two rows are, in the first chunk
+    u32 rows;   // where those of the lane's two rows are, in the first chunk
+    u32 found;  // and in the chunk whose scales it finds
 
+    DEVICE SharedScales(u32 rows, int own) : rows(rows), found(place(own, 0)) {}
+    DEVICE void compute_now() { ::compute_now(rows), ::compute_now(found); }
     DEVICE void load(int chunk, u32 (&word)[num_words]) const {
 #pragma unroll
         for (int i = 0; i < num_words; i += at_once) load_words<at_once>(word + i, place(chunk, i));
     }
-    DEVICE void store(int chunk, const u32 (&word)[num_words]) const {
+    DEVICE void store(const u32 (&word)[num_words]) const {
 #pragma unroll
-        for (int i = 0; i < num_words; i += at_once) store_words<at_once>(place(chunk, i), word + i);
+        for (int i = 0; i < num_words; i += at_once) store_words<at_once>(found ^ 4 * i, word + i);
     }
 
    private:
@@ -39,6 +42,7 @@ struct SharedScales {
 template <int PLACES>
 class StreamedWeights {
     using L = Layout<FORMAT>;
+    using Factors = RowFactors<L::scaling>;
     static constexpr int CODE_BYTES = L::code_planes ? 16 : 4 * L::rest_words;  // of a lane in the first plane
     // Chunks that are loaded together: a unit, or several of one chunk, of which a partition's last may be missing.
     static constexpr int CHUNKS = L::streamed_chunks, UNITS = CHUNKS / L::chunks;
@@ -101,9 +105,10 @@ class StreamedWeights {
           tile_step(tile_step),
           num_tiles(num_tiles),
           first_unit(partition_start(partition, matrix)),
-          num_units(partition_start(partition + 1, matrix) - first_unit) {
+          num_units(partition_start(partition + 1, matrix) - first_unit),
+          scales(scales_of_warps + threadIdx.x / 32 * STREAMED_SCALE_BYTES + (lane >> 2) * SharedScales::row_bytes,
+                 own) {
         compute_now(lane);
-        scales.rows = scales_of_warps + threadIdx.x / 32 * STREAMED_SCALE_BYTES + (lane >> 2) * SharedScales::row_bytes;
         high_offset = L::high_at + lane * (L::high_bytes / 32 - CODE_BYTES);
         scale_offset = L::scale_at + own * SCALE_STEP + (lane >> 2) * (L::scale_bytes / 8) - lane * CODE_BYTES;
         super_offset = L::super_at + (lane >> 2) * (L::super_bytes / 8) - lane * CODE_BYTES;
@@ -116,7 +121,7 @@ class StreamedWeights {
     // What is loaded then: to be called once.
     DEVICE void begin(const MatrixParams& matrix, const u8* packed) {
         advance(matrix, packed);
-        compute_now(scales.rows);
+        scales.compute_now();
     }
     DEVICE void make_ready(const RowBase&, bool) {}  // the first unit is in registers
 
@@ -125,12 +130,14 @@ class StreamedWeights {
     // acc += the warp's partition of its next tile times x, whose rows begin at `x`.
     DEVICE void multiply(const MatrixParams& matrix, const u8* packed, float (&acc)[4], const RowBase& base, u32 x,
                          bool /*is_last*/) {
+        Factors rows(base);
+        rows.compute_now();
 #pragma unroll 1
         for (int left = num_units; left > 0; left -= PLACES * UNITS) {
 #pragma unroll
             for (int i = 0; i < PLACES; i++) {
-                if (i * UNITS >= left) break;
-                multiply_group(ahead[i], ahead[PLACES - 1 - i], matrix, packed, acc, base, x, left - i * UNITS);
+                if (i > 0 && i * UNITS >= left) break;
+                multiply_group(ahead[i], ahead[PLACES - 1 - i], matrix, packed, acc, rows, x, left - i * UNITS);
                 x += CHUNKS * 128;
             }
         }
@@ -140,13 +147,13 @@ class StreamedWeights {
    private:
     // Of the group the first `left` units.
     DEVICE void multiply_group(Group& group, Group& other, const MatrixParams& matrix, const u8* packed,
-                               float (&acc)[4], const RowBase& base, u32 x, int left) {
+                               float (&acc)[4], const Factors& rows, u32 x, int left) {
         const bool wanted = next_tile < num_tiles;
         u32 word[SharedScales::num_words];
-        Scales<FORMAT>::find(group.raw[0], base, word);
+        Scales<FORMAT>::find(group.raw[0], rows, word);
         if (PLACES == 1) load_scales(group.raw[0], wanted);
         __syncwarp();  // all have read those of the unit before
-        scales.store(own, word);
+        scales.store(word);
         __syncwarp();
         if (PLACES == 2) load(other, wanted), advance(matrix, packed);  // now: the compiler has waited for this group
         if (UNITS == 1 || left >= UNITS) {
