@@ -13,22 +13,21 @@ struct OutputParams {
 // With gated activations row g of a 16-row tile is a gate, row g + 8 its up projection, and the tile gives 8 outputs.
 DEVICE int gated_column(int gate_row) { return (gate_row >> 4) * 8 + (gate_row & 7); }
 
-// A row's scale and bias.
+// A row's scale and bias. The scale is made of its exponent where it is used, so that nothing waits for that before.
 struct OutputRow {
-    float factor = 1.0f, bias = 0.0f;
+    float bias = 0.0f;
+    int exponent = 127;  // `has_row_base`
 
     DEVICE OutputRow() {}
     DEVICE OutputRow(const MatrixParams& matrix, int expert, int row) {
         if (row >= matrix.num_rows) return;
         const i64 at = (i64)expert * matrix.num_rows + row;
         if (matrix.bias) bias = matrix.bias[at];
-        if constexpr (Layout<FORMAT>::has_row_base) {
-            const int exponent = matrix.base[at];
-            factor = __uint_as_float(exponent ? (u32)exponent << 23 : 0x00400000u);  // 2^(exponent - 127)
-        }
+        if constexpr (Layout<FORMAT>::has_row_base) exponent = matrix.base[at];
     }
     DEVICE float of(float sum) const {
-        if constexpr (Layout<FORMAT>::has_row_base) sum *= factor;
+        if constexpr (Layout<FORMAT>::has_row_base)  // 2^(exponent - 127)
+            sum *= __uint_as_float(exponent ? (u32)exponent << 23 : 0x00400000u);
         return __fadd_rn(sum, bias);
     }
 };

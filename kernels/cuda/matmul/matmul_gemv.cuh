@@ -129,7 +129,7 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
                                                              place.partition, tile, place.tile_step, place.num_tiles);
     if constexpr (INPUT == GEMV_NORMED && STREAMED) row.copy_weights(p.norm, norm_weights), copy_commit();
     weights.begin(matrix, packed);
-    RowBase base = row_base(matrix, expert, tile, lane);
+    const RowBase base = row_base(matrix, expert, tile, lane);
     const bool finishes = place.partition == 0 && place.local_tile < p.tiles_at_once;  // sums of the tile
     GemvOutput output(p);
     u32 own = sums + (place.local_tile * 16 + (lane >> 2)) * row_bytes + place.partition * 4, sum_row = 0;
@@ -150,7 +150,7 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
         if (is_shared) share = p.routing.shares[blockIdx.z];
     } else {
         if constexpr (!STREAMED) {
-            weights.make_ready(base, tile < place.num_tiles);
+            weights.make_ready(Factors(base), tile < place.num_tiles);
             wait_for_x(p);
         } else if (!has_begun) {
             wait_for_previous();
@@ -162,6 +162,8 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
             copy_x(shared, x, x_bytes);
         if (finishes) output.destination.load_residual();
     }
+    Factors rows(base);
+    rows.compute_now();
     if constexpr (INPUT == GEMV_NORMED) {
         const float factor = row.centre(p.norm, norm_sums);
         if constexpr (STREAMED) copy_wait<0>();  // the norm's weights; else `make_ready` has waited
@@ -179,7 +181,7 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
         float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         const bool has_tile = tile < place.num_tiles;
         if (has_tile) {
-            weights.multiply(matrix, packed, acc, base, x_address, tile + place.tile_step >= place.num_tiles);
+            weights.multiply(matrix, packed, acc, rows, x_address, tile + place.tile_step >= place.num_tiles);
             put_sums(own, row_bytes, acc);
         }
         wait_for_partitions(p);
@@ -194,7 +196,7 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
         // The other buffer was read before all warps came here.
         own += other_buffer, sum_row += other_buffer, other_buffer = -other_buffer;
         next_tile += place.tile_step, tile += place.tile_step;
-        base = row_base(matrix, expert, tile, lane);
+        rows = Factors(row_base(matrix, expert, tile, lane));
         if (!finishes) continue;
         output = GemvOutput(p, expert, pair, tile);
         output.destination.load_residual();

@@ -51,7 +51,7 @@ KERNEL __launch_bounds__(32 * MAX_SUMMED_WARPS) matmul_gemv_summed(const __grid_
         const OutputRow output(matrix, finished, finishes ? tile * 16 + row : matrix.num_rows);
         float* to = (float*)p.output.out + (i64)token * p.output.stride + tile * 16 + row;
         float sum = is_output ? *to : 0.0f, acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        weights.multiply(matrix, packed, acc, base, x_address, tile + gridDim.x >= num_tiles);
+        weights.multiply(matrix, packed, acc, Factors(base), x_address, tile + gridDim.x >= num_tiles);
         put_sums(own, row_bytes, acc);
         __syncthreads();
         if (finishes) {

@@ -12,7 +12,7 @@ KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS) matmul_small_batch(const __grid_c
     int tile = place.tile;
     Weights weights(matrix, matrix.packed, shared_address(shared) + p.ring_at, place.partition, tile, place.tile_step,
                     place.num_tiles);
-    RowBase base = row_base(matrix, 0, tile, lane);
+    const RowBase base = row_base(matrix, 0, tile, lane);
     // A lane of a tile's first warp finishes every 32nd of its outputs, which are numbered token by token.
     const bool is_gated = Epilogue(p.output).is_gated();
     const int rows_log2 = is_gated ? 3 : 4, rows_mask = (1 << rows_log2) - 1;
@@ -30,6 +30,7 @@ KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS) matmul_small_batch(const __grid_c
         const u8* row = (const u8*)p.x + source * matrix.width * 2;
         *(uint4*)(shared + vector * 16) = at < matrix.width * 2 ? *(const uint4*)(row + at) : uint4{};
     }
+    Factors rows(base);
     __syncthreads();
 
     // ldmatrix: lane l addresses row l % 8 of matrix l / 8. Columns of the product that are no tokens repeat the last.
@@ -43,7 +44,7 @@ KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS) matmul_small_batch(const __grid_c
         float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         const bool has_tile = tile < place.num_tiles;
         if (has_tile)
-            weights.multiply(matrix, matrix.packed, acc, base, x_address, tile + place.tile_step >= place.num_tiles);
+            weights.multiply(matrix, matrix.packed, acc, rows, x_address, tile + place.tile_step >= place.num_tiles);
         // The other buffer was read before all warps came here.
         float* own = sums + (buffer * (blockDim.x / 32) + warp) * 16 * columns;
         if (2 * (lane & 3) < columns) {
@@ -67,7 +68,7 @@ KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS) matmul_small_batch(const __grid_c
         }
         if (next_tile >= place.num_tiles) break;
         next_tile += place.tile_step, tile += place.tile_step;
-        base = row_base(matrix, 0, tile, lane);
+        rows = Factors(row_base(matrix, 0, tile, lane));
         output = output_at(lane);
         if (finishes) output.destination.load_residual();
     }

@@ -42,7 +42,6 @@ struct SharedScales {
 template <int PLACES>
 class StreamedWeights {
     using L = Layout<FORMAT>;
-    using Factors = RowFactors<L::scaling>;
     static constexpr int CODE_BYTES = L::code_planes ? 16 : 4 * L::rest_words;  // of a lane in the first plane
     // Chunks that are loaded together: a unit, or several of one chunk, of which a partition's last may be missing.
     static constexpr int CHUNKS = L::streamed_chunks, UNITS = CHUNKS / L::chunks;
@@ -123,15 +122,13 @@ class StreamedWeights {
         advance(matrix, packed);
         scales.compute_now();
     }
-    DEVICE void make_ready(const RowBase&, bool) {}  // the first unit is in registers
+    DEVICE void make_ready(const Factors&, bool) {}  // the first unit is in registers
 
     // Where in a row of x its partition begins.
     DEVICE u32 x_at() const { return first_unit * (L::chunks * 128); }
     // acc += the warp's partition of its next tile times x, whose rows begin at `x`.
-    DEVICE void multiply(const MatrixParams& matrix, const u8* packed, float (&acc)[4], const RowBase& base, u32 x,
+    DEVICE void multiply(const MatrixParams& matrix, const u8* packed, float (&acc)[4], const Factors& rows, u32 x,
                          bool /*is_last*/) {
-        Factors rows(base);
-        rows.compute_now();
 #pragma unroll 1
         for (int left = num_units; left > 0; left -= PLACES * UNITS) {
 #pragma unroll

@@ -38,6 +38,7 @@ struct SmallBatchParams {
 extern __shared__ __align__(16) u8 shared[];
 
 constexpr int MAX_BLOCK_WARPS = Layout<FORMAT>::block_warps;
+using Factors = RowFactors<Layout<FORMAT>::scaling>;
 constexpr bool STREAMED = Layout<FORMAT>::is_streamed;  // one token's weights: matmul_streamed.cuh
 
 // x was there before the previous kernel began: see `acquire`.
@@ -81,10 +82,10 @@ DEVICE void wait_for_partitions(const SmallBatchParams& p) {
 struct Fragments {
     u32 a[4][4];
 
-    DEVICE void load(u32 unit, int sub, const RowBase& base) {
+    DEVICE void load(u32 unit, int sub, const Factors& rows) {
         Raw<FORMAT> raw;
         raw.load_shared(unit, sub, threadIdx.x % 32);
-        unpack(raw, Scales<FORMAT>(raw, base));
+        unpack(raw, Scales<FORMAT>(raw, rows));
     }
     DEVICE void unpack(const Raw<FORMAT>& raw, const Scales<FORMAT>& scales) {
 #pragma unroll
@@ -170,19 +171,19 @@ class Weights {
 
     DEVICE void begin(const MatrixParams&, const u8*) {}  // the ring is under way
     // Unpacks the first tile's first chunks, if there is one: to be done while there is no x yet.
-    DEVICE void make_ready(const RowBase& base, bool has_tile) {
+    DEVICE void make_ready(const Factors& rows, bool has_tile) {
         wait_for_group();
         if (!has_tile) return;
         num_ready = min(READY, num_units * L::chunks);
 #pragma unroll
         for (int i = 0; i < READY; i++)
-            if (i < num_ready) ready[i].load(stage + i / L::chunks * L::unit_bytes, i % L::chunks, base);
+            if (i < num_ready) ready[i].load(stage + i / L::chunks * L::unit_bytes, i % L::chunks, rows);
     }
 
     // Where in a row of x its partition begins.
     DEVICE u32 x_at() const { return first_unit * (L::chunks * 128); }
     // acc += the warp's partition of its next tile, or its last, times x, whose rows begin at `x`.
-    DEVICE void multiply(const MatrixParams& matrix, const u8* packed, float (&acc)[4], const RowBase& base, u32 x,
+    DEVICE void multiply(const MatrixParams& matrix, const u8* packed, float (&acc)[4], const Factors& rows, u32 x,
                          bool is_last) {
 #pragma unroll
         for (int i = 0; i < READY; i++)
@@ -203,7 +204,7 @@ class Weights {
                     const int chunk = unit * L::chunks + sub;
                     if (chunk < READY && chunk < num_ready) continue;
                     Fragments fragments;
-                    fragments.load(stage + unit * L::unit_bytes, sub, base);
+                    fragments.load(stage + unit * L::unit_bytes, sub, rows);
                     fragments.multiply(acc, x + chunk * 128);
                 }
             }
