@@ -90,11 +90,12 @@ def test_a_row_has_the_same_bits_in_every_batch(
     assert not different
 
 
+@pytest.mark.parametrize("width", [256, 768, 1280])
 @pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS", "Q8_0"])
 def test_warps_that_multiply_one_tile_after_the_other_give_the_same_bits(
-    device: CudaDevice, upload: Upload, empty: Empty, download: Download, name: str
+    device: CudaDevice, upload: Upload, empty: Empty, download: Download, name: str, width: int
 ) -> None:
-    num_rows, width = 16 * 20 * device.context.gpu.num_sms + 4000, 768
+    num_rows = 16 * 20 * device.context.gpu.num_sms + 4000
     rng = np.random.default_rng(7)
     layers = load(device, lambda store: store.projection([random_weight(name, (num_rows, width), rng)]))
     x = rng.normal(size=(5, width)).astype(np.float16)
