@@ -30,6 +30,7 @@ MOST_SUMMED = 160
 _SM_BYTES = 216 * 1024  # of shared memory, for the blocks of matmul_tiled_N on an SM of a Hopper GPU
 _BARRIER_BYTES = 256  # of such a block, for its barriers
 _ALIGNMENT = 1024  # of x in it
+_SCALES_ALIGNMENT = 32  # of those of warps that stream weights
 _PORTABLE_BYTES = 96 * 1024  # of shared memory, for a block on other GPUs
 _MAX_STAGES = 8  # of x in it: as many chunks
 _FAR_STAGES = 4  # of weights in it that are copied far ahead, where there is room
@@ -78,7 +79,7 @@ def summed_shape(gpu: GpuSpec, matrix: PackedMatrix, num_used: int) -> SmallBatc
     """Of `matmul_gemv_summed`; None where it would take more than a tile for each SM, or a block more than there is."""
     num_warps = num_used * matrix.num_partitions
     sums_bytes = num_used * UNIT_ROWS * ((-(-matrix.num_partitions // 4) | 1) * 4 + 1) * 4 + num_used * 4
-    ring_at = -(-(num_used * matrix.num_chunks * 128 + sums_bytes) // 16) * 16
+    ring_at = -(-(num_used * matrix.num_chunks * 128 + sums_bytes) // _SCALES_ALIGNMENT) * _SCALES_ALIGNMENT
     shared_bytes = ring_at + num_warps * _warp_bytes(matrix, num_tokens=1)
     fits = num_warps <= MAX_SUMMED_WARPS and shared_bytes <= _room_bytes(gpu, matrix)
     if not fits or matrix.num_tiles > gpu.num_sms:

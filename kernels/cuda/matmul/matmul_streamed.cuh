@@ -14,7 +14,7 @@ struct SharedScales {
     static_assert(!STREAMED || 4 * chunk_bytes <= STREAMED_SCALE_BYTES, "a warp's share of shared memory");
     static_assert(num_words <= 8, "two quads");
 
-    u32 rows;   // where those of the lane's two rows are, in the first chunk
+    u32 rows;   // where those of the lane's two rows are, in the first chunk; of two quads at a multiple of 32
     u32 found;  // and in the chunk whose scales it finds
 
     DEVICE SharedScales(u32 rows, int own) : rows(rows), found(place(own, 0)) {}

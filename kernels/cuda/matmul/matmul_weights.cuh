@@ -35,7 +35,7 @@ struct SmallBatchParams {
     DEVICE bool overlaps_previous() const { return flags & OVERLAPS_PREVIOUS; }
 };
 
-extern __shared__ __align__(16) u8 shared[];
+extern __shared__ __align__(32) u8 shared[];
 
 constexpr int MAX_BLOCK_WARPS = Layout<FORMAT>::block_warps;
 using Factors = RowFactors<Layout<FORMAT>::scaling>;
