@@ -186,9 +186,10 @@ class End(msgspec.Struct, frozen=True, tag_field="type", tag="end", omit_default
     Times in milliseconds: ``queue_ms`` from submission to the first claim, ``ttft_ms`` from that claim to the first
     token, ``decode_ms`` from the first token to the last. ``text_sha256`` is over the UTF-8 of the choices' answers,
     one after another. ``schema_valid`` says whether every answer is a whole document of the form that the request asks
-    for (`orcd.structured_output`); it is None if that is none. ``cached_tokens`` of ``tokens_in`` were in the prefix
-    cache of the engine that ended the job, when the first choice was started there: of a job that was resumed, by its
-    last owner. It is 0 where that one had nothing to generate any more, and with a worker of an older version.
+    for (`orcd.structured_output`), or calls of tools; it is None if that is none, and where all are calls.
+    ``cached_tokens`` of ``tokens_in`` were in the prefix cache of the engine that ended the job, when the first choice
+    was started there: of a job that was resumed, by its last owner. It is 0 where that one had nothing to generate any
+    more, and with a worker of an older version.
     """
 
     finish_reason: str

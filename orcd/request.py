@@ -218,8 +218,8 @@ def _check(request: Request) -> None:
 def _check_tool_choice(request: Request) -> None:
     if request.messages is None or not request.tools:
         raise InvalidRequest("tool_choice: needs messages and tools")
-    if structured_output(request) is not None or request.min_tokens:
-        raise InvalidRequest("tool_choice: required and named tools go without response_format and min_tokens")
+    if request.structured_outputs is not None or request.min_tokens:
+        raise InvalidRequest("tool_choice: required and named tools go without structured_outputs and min_tokens")
     named = [tool["function"].get("name") if isinstance(tool.get("function"), dict) else None for tool in request.tools]
     for index, name in enumerate(named):
         if not isinstance(name, str):

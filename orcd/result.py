@@ -142,6 +142,11 @@ class ResultBuilder:
         """Those of the choices' answers so far."""
         return [self._choices[index].text for index in sorted(self._choices)]
 
+    @property
+    def have_calls(self) -> list[bool]:
+        """Whether the choices' answers have calls of tools."""
+        return [self._choices[index].has_calls for index in sorted(self._choices)]
+
     def result(
         self,
         logprobs: Mapping[int, Sequence[TokenLogprob]] | None = None,
@@ -203,6 +208,10 @@ class _ChoiceBuilder:
     @property
     def text(self) -> str:
         return "".join(self._text)
+
+    @property
+    def has_calls(self) -> bool:
+        return bool(self._tool_calls)
 
     def choice(self, packed: Sequence[TokenLogprob]) -> Choice:
         """``packed`` log probabilities are those of the last tokens."""

@@ -247,7 +247,6 @@ class ActiveJob:
     def _end_if_done(self) -> bool:
         if self.ended or any(choice.finish is None for choice in self._choices):
             return self.ended
-        claim = self.claim
         first_ms = self.first_token_ms or self.now_ms()
         self.text_sha256 = hashlib.sha256("".join(self._result.texts).encode()).hexdigest()
         self._emit(
@@ -255,8 +254,8 @@ class ActiveJob:
                 finish_reason=self._choices[0].finish or "stop",
                 tokens_in=self.num_tokens_in,
                 tokens_out=self._position.n,
-                queue_ms=claim.started_ms - claim.created_ms,
-                ttft_ms=max(0, first_ms - claim.started_ms),
+                queue_ms=self.claim.started_ms - self.claim.created_ms,
+                ttft_ms=max(0, first_ms - self.claim.started_ms),
                 decode_ms=max(0, self.now_ms() - first_ms),
                 text_sha256=self.text_sha256,
                 schema_valid=self._is_whole(),
@@ -267,15 +266,16 @@ class ActiveJob:
         return True
 
     def _is_whole(self) -> bool | None:
-        """Whether every answer is a whole document of the form that was asked for; None if any answer would do."""
+        """Whether every answer is a whole document of the form asked for; None if any would do, or all are calls."""
         request = self.claim.request
         output = structured_output(request) if isinstance(request, Request) else None
         if output is None:
             return None
         stops = isinstance(request, Request) and bool(request.stop)
         ends = [choice.finish == "stop" and not stops for choice in self._choices]
-        texts = zip(self._result.texts, ends, strict=True)
-        return all(is_whole(output.kind, text, ended=end) for text, end in texts)
+        answers = zip(self._result.texts, self._result.have_calls, ends, strict=True)
+        found = [is_whole(output.kind, text, ended=end) for text, has_calls, end in answers if not has_calls]
+        return all(found) if found else None
 
     def _emit(self, event: Event, num_tokens: int) -> None:
         self._position = self._position.after(num_tokens)

@@ -27,11 +27,9 @@ from worker.text.detokenizer import ALL_TEXT, Detokenizer
 from worker.text.grammar.grammar_text import grammar_text
 from worker.text.process.checked_grammars import CheckedGrammars
 from worker.text.process.text_process import LimitExceeded, TextProcess, VocabularyFiles
-from worker.text.special_tokens import harmony_texts
 from worker.text.tokenizer import Tokenizer
 from worker.text.tools.answer_form import AnswerForm
-from worker.text.tools.required.call_grammar import call_grammar
-from worker.text.tools.required.harmony_grammar import harmony_answer, harmony_calls
+from worker.text.tools.required.answer_grammars import AnswerGrammars
 
 SHORT_BYTES = 64 * 1024
 """Longer texts are long: tokenising so much takes 20 to 50 ms."""
@@ -104,7 +102,7 @@ class PromptEncoder:
         usable = None if isinstance(template, InvalidRequest) else template
         self._form = usable.form if usable else None
         self._answer_form = AnswerForm.of(usable.source) if usable else ALL_TEXT
-        self._is_harmony = bool(harmony_texts(tokenizer.special_ids.keys()))
+        self._grammars_of_answers = AnswerGrammars(self._answer_form, tokenizer)
         self._escape = ContentEscape(tokenizer.control_texts)
         self._short = TextProcess(usable, max_bytes=SHORT_BYTES, wall_limit_s=SHORT_RENDER_S)
         self._slow: dict[Lane, TextProcess] = {lane: TextProcess(usable, files) for lane in get_args(Lane)}
@@ -216,21 +214,25 @@ class PromptEncoder:
         )
 
     def _grammar_of(self, request: Request, ids: list[int]) -> str:
+        if request.tool_choice != "auto":
+            named = request.tool_choice.name if isinstance(request.tool_choice, NamedTool) else None
+            tools = [tool for tool in request.tools or () if named in (None, tool["function"]["name"])]
+            return self._grammars_of_answers.of_calls(tools, ids)
         output = structured_output(request)
         if output is None:
-            return self._call_grammar(request, ids) if request.tool_choice != "auto" else ""
-        answer = grammar_text(output.kind, output.value, output.whitespace_pattern)
-        has_channels = request.messages is not None and self._is_harmony
-        return harmony_answer(answer, self._tokenizer, ids) if has_channels else answer
+            return ""
+        document = grammar_text(output.kind, output.value, output.whitespace_pattern)
+        if request.messages is None:
+            return document
+        return self._grammars_of_answers.of_document(document, list(self._form_of(request).tool_names), ids)
 
-    def _call_grammar(self, request: Request, ids: list[int]) -> str:
-        named = request.tool_choice.name if isinstance(request.tool_choice, NamedTool) else None
-        tools = [tool for tool in request.tools or () if named in (None, tool["function"]["name"])]
-        if self._is_harmony:
-            return harmony_calls(tools, self._tokenizer, ids)
-        reasoning = self._answer_form.reasoning
-        thinks = reasoning is not None and reasoning.is_open(self._tokenizer, ids)
-        return call_grammar(self._answer_form, tools, self._tokenizer, thinks=thinks)
+    def _form_of(self, request: Request) -> AnswerForm:
+        """What to look for in the answer. One that must be a document is text from its first token on."""
+        may_call = request.tools and self._grammars_of_answers.take_calls and request.structured_outputs is None
+        is_document = structured_output(request) is not None and not may_call
+        if request.messages is None or is_document:
+            return ALL_TEXT
+        return self._answer_form.with_tools(request.tools or (), ends_with_call=not request.parallel_tool_calls)
 
     def _prompt(self, request: Request, ready: Limits, ids: list[int], grammar: str, min_tokens: int | None) -> Prompt:
         if not ids:
@@ -250,10 +252,7 @@ class PromptEncoder:
         for name, given in ((prompt, ids), ("logit_bias", request.logit_bias)):
             if max(given, default=0) >= ready.vocab_size:
                 raise InvalidRequest(f"{name}: ids must be below the model's vocabulary size {ready.vocab_size}")
-        # A document is one from its first token on, so it is all text.
-        looks_for_calls = request.messages is not None and (not grammar or request.tool_choice != "auto")
-        form = self._answer_form.with_tools(request.tools or (), ends_with_call=not request.parallel_tool_calls)
-        detokenizer = self._detokenizer_of(request, ids, form if looks_for_calls else ALL_TEXT)
+        detokenizer = self._detokenizer_of(request, ids, self._form_of(request))
         return Prompt(ids, self._sampling(request, ready), detokenizer, self._spellings, grammar)
 
     def _sampling(self, request: Request, ready: Limits) -> contract.Sampling:

@@ -31,14 +31,13 @@ PERSON = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
-
-
 PLACE = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 12}},
     "required": ["city"],
     "additionalProperties": False,
 }
+MESSAGES = [{"role": "user", "content": "old pond"}]
 TEMPLATE = """{% for message in messages %}<|im_start|>{{ message.role }}
 {{ message.content }}<|im_end|>
 {% endfor %}{% if tools %}Call as <tool_call>
@@ -125,7 +124,7 @@ def sdk(worker: WorkerProcess) -> Iterator[openai.OpenAI]:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("asked_for", [{"prompt": "old pond"}, {"messages": [{"role": "user", "content": "old pond"}]}])
+@pytest.mark.parametrize("asked_for", [{"prompt": "old pond"}, {"messages": MESSAGES}])
 def test_an_answer_through_a_gateway_is_that_of_the_queue(
     client: Client, sdk: openai.OpenAI, asked_for: dict[str, Any], stream: bool
 ) -> None:
@@ -241,14 +240,26 @@ def test_a_tool_that_must_be_called_is_called_with_arguments_that_fit(client: Cl
     assert tool_choice == "required" or names == {"weather"}
 
 
+@pytest.mark.parametrize("model", ["client", "harmony_client"])
+def test_an_answer_with_a_form_may_be_calls_of_a_tool_instead(request: pytest.FixtureRequest, model: str) -> None:
+    client, found = request.getfixturevalue(model), set()
+    tools = [{"type": "function", "function": {"name": "clock"}}]
+    for seed in range(8):
+        fields = {**asked(PLACE, seed), "prompt": None, "messages": MESSAGES, "tools": tools, "max_tokens": 150}
+        result = client.result(client.submit(**fields), timeout=60).raise_for_error()
+        has_calls = bool(result.choices[0].tool_calls)
+        assert has_calls or jsonschema.validate(json.loads(result.text), PLACE) is None
+        found.add((has_calls, result.schema_valid, result.text == ""))
+    assert found == {(False, True, False), (True, None, True)}
+
+
 def forced_calls(client: Client, tool_choice: Any, max_tokens: int) -> set[str]:
     """The names of the tools that some answers call, which are nothing but calls whose arguments fit."""
     schemas = {"weather": PLACE, "clock": {"type": "object", "properties": {}, "additionalProperties": False}}
     tools = [{"type": "function", "function": {"name": name, "parameters": each}} for name, each in schemas.items()]
-    messages = [{"role": "user", "content": "old pond"}]
     names = set()
     for seed in range(4):
-        request = {"messages": messages, "tools": tools, "tool_choice": tool_choice, "seed": seed}
+        request = {"messages": MESSAGES, "tools": tools, "tool_choice": tool_choice, "seed": seed}
         result = client.result(client.submit(**request, max_tokens=max_tokens), timeout=60).raise_for_error()
         assert result.text == ""
         call = (result.choices[0].tool_calls or [])[0]
@@ -263,18 +274,16 @@ def harmony_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]
     folder = tmp_path_factory.mktemp("harmony")
     template = folder / "template.jinja"
     template.write_text(CHANNELS)
-    variables = {"ORCD_CHAT_TEMPLATE": str(template)}
     with (
         RedisServer() as server,
-        WorkerProcess(server.url, SMALL["gpt-oss-mxfp4_moe"], folder, **variables),
+        WorkerProcess(server.url, SMALL["gpt-oss-mxfp4_moe"], folder, ORCD_CHAT_TEMPLATE=str(template)),
         Client(server.url) as client,
     ):
         yield client
 
 
 def test_a_document_is_the_final_message_of_a_model_with_channels(harmony_client: Client) -> None:
-    request = {name: each for name, each in asked(PERSON, 0).items() if name != "prompt"}
-    request |= {"messages": [{"role": "user", "content": "old pond"}], "max_tokens": 180}
+    request = asked(PERSON, 0) | {"prompt": None, "messages": MESSAGES, "max_tokens": 180}
     analyses = []
     for seed in range(4):
         result = harmony_client.result(harmony_client.submit(**request | {"seed": seed}), timeout=60)
@@ -285,8 +294,6 @@ def test_a_document_is_the_final_message_of_a_model_with_channels(harmony_client
 
 
 @pytest.mark.parametrize("tool_choice", ["required", {"name": "weather"}])
-def test_a_tool_that_must_be_called_is_called_by_a_model_with_channels(
-    harmony_client: Client, tool_choice: Any
-) -> None:
+def test_a_model_with_channels_calls_a_tool_that_must_be_called(harmony_client: Client, tool_choice: Any) -> None:
     names = forced_calls(harmony_client, tool_choice, max_tokens=150)
     assert tool_choice == "required" or names == {"weather"}

@@ -218,6 +218,18 @@ def test_calls_of_tools_have_the_same_ids_whoever_goes_on_with_them(cut: int) ->
     assert begun == ["f", "g"], "the id and the name are in the first piece alone"
 
 
+@pytest.mark.parametrize(
+    ("written", "is_whole"), [(WRITTEN, None), ('{"a": 1}', True), ('{"a": ', False), ("<tool_call>", False)]
+)
+def test_calls_in_the_place_of_a_document_are_no_broken_one(written: str, is_whole: bool | None) -> None:
+    request = parse({"prompt": "x", "response_format": {"type": "json_object"}})
+    prompt = Prompt([1], contract.Sampling(max_tokens=200), lambda: Detokenizer(BYTES, form=CALLS_FORM), SPELLINGS)
+    job = ActiveJob(claim(request), prompt, READY, lambda outcome: None)
+    job.add()
+    job.process(contract.TokenOutput("j", 0, tuple(written.encode()), "stop"))
+    assert job.result.schema_valid is is_whole
+
+
 @pytest.mark.parametrize(("waited_s", "priority"), [(0, 9), (10, 8), (50, 4), (100, 0), (1000, 0)])
 def test_a_job_is_the_more_urgent_in_the_engine_the_longer_it_has_waited(waited_s: int, priority: int) -> None:
     waiting = claim(Request(prompt="x", priority=9), created_ms=1000, claimed_ms=1000 + 1000 * waited_s)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,13 +15,15 @@ from orcd.errors import InvalidRequest
 from orcd.request import Request, parse
 from tasks.dispatch.prompt_encoder import Prompt, PromptEncoder, TakesLong
 from tests.models.files import SMALL
+from tests.tasks import tool_templates as templates
 from tests.tasks.dispatch.byte_model import READY
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, compiler_of, tokenizer_of
 from worker.settings import Settings
 from worker.text.grammar.grammar_text import grammar_text
 
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
-LIMITS = msgspec.structs.replace(READY, vocab_size=100_000)
+LIMITS = msgspec.structs.replace(READY, vocab_size=100_000, max_sequence_tokens=4096)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,36 @@ def test_a_grammar_goes_to_the_engine_with_its_request(encoder: PromptEncoder) -
     assert encoded(encoder, request(response_format=FORMAT)).grammar == grammar_text("json_schema", SCHEMA)
     assert encoded(encoder, request(structured_outputs={"json": SCHEMA})).grammar == grammar_text("json_schema", SCHEMA)
     assert encoded(encoder, request(structured_outputs={"choice": ["a"]})).grammar == grammar_text("choice", ["a"])
+
+
+CHAT: dict[str, Any] = {
+    "prompt": None,
+    "messages": [{"role": "user", "content": "hi"}],
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+}
+
+
+def test_an_answer_with_a_form_may_be_calls_of_tools_instead(tmp_path: Path) -> None:
+    """As agents do it: they call tools until they answer in the form that is asked for."""
+    with closing(_encoder_with(templates.CHATML, tmp_path)) as encoder:
+        calls = encoded(encoder, request(**CHAT, tool_choice="required")).grammar
+        unknown = [{"function": {"name": "f", "parameters": {"type": "object", "uniqueItems": True}}}]
+        either = encoded(encoder, request(**{**CHAT, "tools": unknown}, response_format=FORMAT)).grammar
+        assert encoded(encoder, request(**CHAT, response_format=FORMAT, tool_choice="required")).grammar == calls
+        document = grammar_text("json_schema", SCHEMA)
+        assert encoded(encoder, request(**CHAT, structured_outputs={"json": SCHEMA})).grammar == document
+        assert len({calls, either, document}) == 3
+        for text in ('{"name": "x"}', '<tool_call>\n{"name": "f", "arguments": {"any": [1, 1]}}\n</tool_call>'):
+            matcher = compiler_of(BYTE_LEVEL).compile(either)
+            matcher.restore(tokenizer_of(BYTE_LEVEL).encode(text, add_special=False), 1000)
+    with closing(_encoder_with("{{ messages[0].content }}", tmp_path)) as encoder:
+        assert encoded(encoder, request(**CHAT, response_format=FORMAT)).grammar == document, "how to call is not known"
+
+
+def _encoder_with(template: str, folder: Path) -> PromptEncoder:
+    path = folder / "template.jinja"
+    path.write_text(template)
+    return PromptEncoder.load(Settings(model=str(SMALL[BYTE_LEVEL]), chat_template=str(path)))
 
 
 def test_only_the_first_request_with_a_grammar_takes_long(encoder: PromptEncoder) -> None:

@@ -26,11 +26,19 @@ from worker.text.tools.required.tagged_grammar import function_tags, glm_tags, l
 ANY_ARGUMENTS = {"type": "object"}
 
 
-def call_grammar(form: AnswerForm, tools: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, thinks: bool) -> str:
+def call_grammar(
+    form: AnswerForm,
+    tools: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    *,
+    thinks: bool,
+    document: str | None = None,
+) -> str:
     """The grammar of one call or several of the ``tools``, as the model writes them.
 
-    ``thinks`` says that the answer begins within reasoning; otherwise it may begin with some where the model does that.
-    Raises `InvalidRequest` if the model's chat template does not show how calls are written.
+    With ``document``, the grammar of a JSON schema, that may stand in their place. ``thinks`` says that the answer
+    begins within reasoning; otherwise it may begin with some where the model does that. Raises `InvalidRequest` if the
+    model's chat template does not show how calls are written.
     """
     if form.syntax is None:
         raise InvalidRequest("tool_choice: the chat template does not show how tools are called; give auto or none")
@@ -38,13 +46,18 @@ def call_grammar(form: AnswerForm, tools: Sequence[Mapping[str, Any]], tokenizer
     functions = [tool["function"] for tool in tools]
     rules = [writer.rule(index, function) for index, function in enumerate(functions)]
     calls = writer.calls(" | ".join(f"tool{index}" for index in range(len(tools))))
-    start = ["start: calls"]
+    thought, ending = "", []
     if form.reasoning is not None:
-        start = [f"start: {'thought' if thinks else f'({writer.text(form.reasoning.open)} thought)?'} calls"]
-        start += writer.up_to(form.reasoning.close)
+        thought = "thought" if thinks else f"({writer.text(form.reasoning.open)} thought)?"
+        ending = writer.up_to(form.reasoning.close)
     # Other calls are no documents with a text around them.
     parts = arguments_of(functions) if form.syntax.written == "json" else {}
-    return framed("\n".join([*start, *calls, *rules]), parts)
+    if document is not None and parts:
+        parts["document"] = document
+    elif document is not None:
+        rules.append(f"document: %json {json.dumps(json.loads(document)['grammars'][0]['json_schema'])}")
+    answer = "calls" if document is None else f"(calls | {'@' if parts else ''}document)"
+    return framed("\n".join([f"start: {thought} {answer}", *ending, *calls, *rules]), parts)
 
 
 def arguments_of(functions: Sequence[Mapping[str, Any]]) -> dict[str, str]:

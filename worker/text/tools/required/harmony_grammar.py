@@ -14,16 +14,20 @@ from worker.text.tools.answer_form import AnswerForm
 from worker.text.tools.required.call_grammar import arguments_of, control_text
 
 
-def harmony_answer(answer: str, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> str:
+def harmony_answer(
+    answer: str, tokenizer: Tokenizer, prompt_ids: Sequence[int], tools: Sequence[Mapping[str, Any]] = ()
+) -> str:
     """The grammar of an answer whose final message is of the grammar ``answer``; the model may think before.
 
-    Raises `InvalidRequest` if the prompt ends where no answer begins.
+    A call of one of the ``tools`` may stand in its place. Raises `InvalidRequest` if the prompt ends where no answer
+    begins.
     """
     frame = _Frame(tokenizer, prompt_ids)
     if frame.channel == "final":  # the prompt has begun the message
         return answer
-    message = frame.message("final", "@answer")
-    return framed(frame.behind_thought(message, "response_format, structured_outputs"), {"answer": answer})
+    messages = " | ".join([frame.message("final", "@answer"), *frame.calls(tools)])
+    parts = {"answer": answer, **arguments_of([tool["function"] for tool in tools])}
+    return framed(frame.behind_thought(f"({messages})", "response_format, structured_outputs"), parts)
 
 
 def harmony_calls(tools: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> str:
@@ -32,13 +36,8 @@ def harmony_calls(tools: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, prom
     Raises `InvalidRequest` if the prompt ends where no call can begin.
     """
     frame = _Frame(tokenizer, prompt_ids)
-    functions = [tool["function"] for tool in tools]
-    constrain = control_text(tokenizer, "<|constrain|>")
-    calls = [
-        frame.message(f"commentary to=functions.{function['name']} ", f"@arguments{index}", f'{constrain} "json"')
-        for index, function in enumerate(functions)
-    ]
-    return framed(frame.behind_thought(f"({' | '.join(calls)})", "tool_choice"), arguments_of(functions))
+    calls = " | ".join(frame.calls(tools))
+    return framed(frame.behind_thought(f"({calls})", "tool_choice"), arguments_of([tool["function"] for tool in tools]))
 
 
 class _Frame:
@@ -54,6 +53,16 @@ class _Frame:
         """A message from the token that begins with its channel on."""
         opened, begun = (control_text(self._tokenizer, each) for each in ("<|channel|>", "<|message|>"))
         return " ".join(filter(None, [opened, json.dumps(header, ensure_ascii=False), content_type, begun, text]))
+
+    def calls(self, tools: Sequence[Mapping[str, Any]]) -> list[str]:
+        """A message to each of the tools."""
+        constrain = control_text(self._tokenizer, "<|constrain|>")
+        return [
+            self.message(
+                f"commentary to=functions.{tool['function']['name']} ", f"@arguments{index}", f'{constrain} "json"'
+            )
+            for index, tool in enumerate(tools)
+        ]
 
     def behind_thought(self, message: str, field: str) -> str:
         """A grammar of thoughts, if the model has any or the prompt has begun some, and then this message."""

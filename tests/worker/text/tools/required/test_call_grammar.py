@@ -11,6 +11,7 @@ import pytest
 
 from orcd.errors import InvalidRequest
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, allowed_ids, compiler_of, tokenizer_of
+from worker.text.grammar.grammar_text import grammar_text
 from worker.text.tools.answer_form import AnswerForm
 from worker.text.tools.answer_parser import AnswerParser
 from worker.text.tools.answer_parts import AnswerParts
@@ -82,6 +83,26 @@ def test_what_is_drawn_is_calls_and_nothing_else(syntax: CallSyntax) -> None:
             jsonschema.validate(arguments, SCHEMAS[name])
             seen.add(name)
     assert seen == {"weather", "clock"}
+
+
+@pytest.mark.parametrize("reasoning", [None, THINK])
+@pytest.mark.parametrize("syntax", [HERMES, LLAMA3, MISTRAL, PHI4, FUNCTOOLS, QWEN_CODER, GLM, GEMMA4])
+def test_a_document_may_stand_in_the_place_of_calls(syntax: CallSyntax, reasoning: ReasoningTags | None) -> None:
+    form, tokenizer = AnswerForm(syntax, reasoning), tokenizer_of(BYTE_LEVEL)
+    document = grammar_text("json_schema", WEATHER)
+    grammar = call_grammar(form, TOOLS, tokenizer, thinks=False, document=document)
+    kinds = set()
+    for seed in range(16):
+        text = drawn(grammar, seed)
+        if text is None:
+            continue
+        parts = parts_of(text, form, [])
+        calls = calls_of(parts)
+        if not calls:
+            jsonschema.validate(json.loads(parts.answer), WEATHER)
+        kinds.add(bool(calls))
+        assert not calls or parts.answer.strip() == ""
+    assert kinds == {False, True}
 
 
 def test_only_the_tools_that_may_be_called_are() -> None:

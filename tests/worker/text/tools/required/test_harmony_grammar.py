@@ -65,6 +65,21 @@ def test_a_document_is_whole_in_the_final_message_however_few_tokens_there_are(p
     assert not thoughts if prompt == ANSWERING else thoughts or spare < 40
 
 
+@pytest.mark.parametrize("prompt", [ASKED, THINKING, ANSWERING])
+def test_a_call_may_stand_in_the_place_of_the_document(prompt: str) -> None:
+    grammar = harmony_answer(grammar_text("json_schema", PERSON), TOKENIZER, ids_of(prompt), TOOLS)
+    kinds = set()
+    for seed in range(12):
+        answer = drawn(grammar, prompt, 120, seed, AnswerForm().with_tools(TOOLS))
+        kinds.add(bool(answer.calls))
+        if answer.calls:
+            name = "".join(call.name for call in answer.calls)
+            jsonschema.validate(json.loads("".join(call.arguments for call in answer.calls)), SCHEMAS[name])
+        else:
+            jsonschema.validate(json.loads(answer.text), PERSON)
+    assert kinds == ({False} if prompt == ANSWERING else {False, True})
+
+
 @pytest.mark.parametrize("prompt", [ASKED, THINKING])
 @pytest.mark.parametrize("spare", [0, 3, 120])
 def test_a_call_is_one_of_the_tools_with_arguments_that_fit(prompt: str, spare: int) -> None:
