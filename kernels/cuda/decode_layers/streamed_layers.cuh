@@ -229,7 +229,7 @@ class UnitRing {
                                         slot + L::scale_at + own * L::scale_bytes + (lane >> 2) * (L::scale_bytes / 8));
         load_words<L::super_bytes / 32>(raw.super, slot + L::super_at + (lane >> 2) * (L::super_bytes / 8));
         u32 word[UnitScales<F>::num_words];
-        Scales<F>::find(raw, RowBase{}, word);
+        Scales<F>::find(raw, RowFactors<L::scaling>(RowBase{}), word);
         UnitScales<F>::store(scales, own, word);
     }
     template <int F>
