@@ -22,14 +22,24 @@ DEVICE void store_normed(const NormRowsParams& p, i64 row, int column, float4 n)
     *(uint2*)((u16*)p.out + row * p.norm.width + column) = pack_quad(n);
 }
 
-KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 6) norm_rows(const __grid_constant__ NormRowsParams p) {
+// Of rows that registers hold, weights are there before the row is.
+KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 5) norm_rows(const __grid_constant__ NormRowsParams p) {
+    const int width = p.norm.width;
+    const bool is_kept = width <= ROW_QUADS * PARTITION_STEP;
+    NormRow kept;
+    float4 weights[ROW_QUADS];
     if (p.rows && threadIdx.x == 0) prefetch(p.rows + blockIdx.x);
-    if (threadIdx.x * 32 < p.norm.width) prefetch(p.norm.weight + threadIdx.x * 32);
+    if (is_kept)
+        kept.for_columns(width,
+                         [&](int quad, int column) { weights[quad] = *(const float4*)(p.norm.weight + column); });
     wait_for_previous();
     __shared__ float shared[2 * NORM_PARTITIONS];
-    const i64 row = blockIdx.x, source = source_row(p, row);
-    normalise_row(p.norm, p.x + source * p.norm.width, shared,
-                  [&](int column, float4 n) { store_normed(p, row, column, n); });
+    const i64 row = blockIdx.x;
+    const float* x = p.x + source_row(p, row) * width;
+    auto store = [&](int column, float4 n) { store_normed(p, row, column, n); };
+    if (!is_kept) return normalise_row(p.norm, x, shared, store);
+    kept.load(x, width);
+    kept.scale(p.norm, weights, kept.centre(p.norm, shared), store);
 }
 
 KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 5) norm_residual(const __grid_constant__ NormRowsParams p) {

@@ -106,6 +106,7 @@ constexpr int ROW_QUADS = 4;
 class NormRow {
     float4 values[ROW_QUADS];
 
+   public:
     // Calls use(quad, column) for this lane's columns.
     template <typename Use>
     DEVICE void for_columns(int width, Use use) const {
@@ -116,8 +117,6 @@ class NormRow {
             if (threadIdx.x < NORM_PARTITIONS * 32 && column < width) use(quad, column);
         }
     }
-
-   public:
     // Copies the norm's weights to `weights` [width] in shared memory: each thread copies what it needs itself, and
     // commits and waits later. They are constant: this may come before `wait_for_previous`.
     DEVICE void copy_weights(const NormParams& p, float* weights) const {
@@ -148,11 +147,18 @@ class NormRow {
         put_partition(shared, squares);
         return norm_factor(p, row_sum(shared));
     }
-    // Gives store(column, four values) the normed row.
+    // Gives store(column, four values) the normed row; `weights`: in shared memory.
     template <typename Store>
     DEVICE void scale(const NormParams& p, const float* weights, float factor, Store store) const {
         for_columns(p.width, [&](int quad, int column) {
             store(column, scale_quad(p, *(const float4*)(weights + column), column, values[quad], factor));
+        });
+    }
+    // The same with weights that were loaded before.
+    template <typename Store>
+    DEVICE void scale(const NormParams& p, const float4 (&weights)[ROW_QUADS], float factor, Store store) const {
+        for_columns(p.width, [&](int quad, int column) {
+            store(column, scale_quad(p, weights[quad], column, values[quad], factor));
         });
     }
 };
