@@ -22,7 +22,7 @@ _MANY_TOKENS = 8  # of a block of moe_logits_many
 _MANY_EXPERTS = 8  # of it at once, or half of it
 _SLAB_EXPERTS = 32  # of a block at a time, so that two of them fit an SM
 _MOST_EXPERTS = 2  # of a block of moe_logits_most* at once
-_LEAST_TOKENS = 64  # for which rows are held in registers
+_LEAST_TOKENS = MAX_SMALL_BATCH + 1  # for which rows are held in registers
 _HELD = (
     (2 * SHORT_WIDTH, "moe_logits_most", 2 * _MANY_TOKENS),
     (3 * SHORT_WIDTH, "moe_logits_most_wide", _MANY_TOKENS),

@@ -63,7 +63,7 @@ def test_any_other_is_multiplied_apart(gpu: GpuSpec, shared_name: str, num_token
 @pytest.mark.parametrize(
     ("gpu", "name", "num_tokens", "router", "products"),
     [
-        (H100, "Q4_K", 32, "moe_logits_many", "matmul_grouped"),
+        (H100, "Q4_K", 32, "moe_logits_most", "matmul_grouped"),
         (H100, "Q4_K", 64, "moe_logits_most", "matmul_grouped"),
         (H100, "Q6_K", 8192, "moe_logits_most", "matmul_tiled_experts_128"),
         (H100, "Q8_0", 8192, "moe_logits_most", "matmul_tiled_128"),

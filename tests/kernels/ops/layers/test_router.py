@@ -17,7 +17,8 @@ from tests.kernels.ops.test_matmul import load
 @pytest.mark.parametrize(
     ("num_tokens", "width", "num_experts", "kernel", "grid", "block_experts"),
     [
-        (5, 2048, 128, "moe_logits_many", (1, 16), 8),
+        (5, 2048, 128, "moe_logits_most", (1, 64), 2),
+        (32, 2880, 32, "moe_logits_most_wide", (4, 16), 2),
         (64, 2048, 128, "moe_logits_most", (4, 32), 4),
         (256, 2048, 128, "moe_logits_most", (16, 8), 16),
         (8192, 2048, 128, "moe_logits_most", (512, 1), 128),
@@ -51,7 +52,7 @@ def test_the_router_gives_the_same_bits_in_every_batch(
     norm = LayerNorm(norm_weight, bias, 1e-5) if has_bias else RmsNorm(norm_weight, 1e-5)
     x = rng.normal(size=(num_tokens, width)).astype(np.float32)
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for count in (1, 4, 5, 64, 200, 1100, num_tokens):
+    for count in (1, 4, 5, 27, 64, 200, 1100, num_tokens):
         normed = upload(np.full((count, width), np.nan, np.float16))
         routing = route(device.context, upload(x[:count]), norm, router, normed, None)
         found[count] = download(routing.logits), download(normed)
