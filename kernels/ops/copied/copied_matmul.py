@@ -23,7 +23,7 @@ from kernels.weights.half_copy import half_bytes, half_shape
 from kernels.weights.packed import PackedMatrix
 
 TILE_TOKENS = 128
-SIZES = (32, 48, 64, 96, 144, 160)
+SIZES = (32, 48, 64, 96, 144, 160, 192)
 """Outputs of a tile."""
 LEAST_TOKENS, MOST_TOKENS = 65, 1024
 """Fewer take no less time than on packed weights, more no less than in `matmul_unpacked_N`."""
@@ -75,9 +75,9 @@ def copied_ring(size: int) -> CopiedRing:
 # Microseconds, fitted to ten matrices of real models and 128 to 1,024 tokens on an H200: within 5 % of those that are
 # chosen, on average.
 _START_US, _BYTES_PER_US = 2.4, 14e6  # the latter of weights
-_CHUNK_US = {32: 0.18, 48: 0.195, 64: 0.195, 96: 0.25, 144: 0.37, 160: 0.43}  # of 64 columns of a tile
-_SHARED_US = {32: 0.05, 48: 0.08, 64: 0.08, 96: 0.14, 144: 0.07, 160: 0.045}  # more if all SMs have one
-_FINISH_US = {32: 0.4, 48: 0.5, 64: 0.9, 96: 0.85, 144: 1.0, 160: 0.8}  # of a tile
+_CHUNK_US = {32: 0.18, 48: 0.195, 64: 0.195, 96: 0.25, 144: 0.37, 160: 0.43, 192: 0.41}  # of 64 columns of a tile
+_SHARED_US = {32: 0.05, 48: 0.08, 64: 0.08, 96: 0.14, 144: 0.07, 160: 0.045, 192: 0.07}  # more if all SMs have one
+_FINISH_US = {32: 0.4, 48: 0.5, 64: 0.9, 96: 0.85, 144: 1.0, 160: 0.8, 192: 6.5}  # of a tile; 192: if it is added
 
 
 def is_suitable(gpu: GpuSpec, product: Product) -> bool:

@@ -79,3 +79,4 @@ def test_tiles_are_as_many_as_there_are_multiprocessors_where_that_takes_least_t
     assert copied_shape(H100, copied_matrix_of("Q5_0", 9728, 896), 256).size == 160
     assert copied_shape(H100, copied_matrix_of("Q5_K", 9216, 3072), 256).size == 144
     assert copied_shape(H100, copied_matrix_of("Q5_0", 1152, 896), 256).size in (32, 48)
+    assert copied_shape(H100, copied_matrix_of("Q4_K", 6144, 4096), 512).size == 192
