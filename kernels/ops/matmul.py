@@ -22,6 +22,7 @@ from kernels.ops.matmul_params import (
     Product,
     RoutingParams,
     SmallBatchParams,
+    TiledParams,
     hopper_params,
     output_params,
     tiled_params,
@@ -45,12 +46,14 @@ from kernels.ops.stream_k.stream_k_matmul import multiply_stream_k, stream_k_sha
 from kernels.ops.unpacked import unpacked_matmul
 from kernels.ops.unpacked.unpacked_matmul import multiply_unpacked, unpacked_shape
 from kernels.runtime.compiler import Variant
+from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context
 from kernels.weights.formats import FORMATS
 from kernels.weights.packed import PackedMatrix, Projection
 
 _SOURCE, _NARROW_SOURCE = "matmul/matmul", "matmul/matmul_narrow"
+_REDUCE_THREADS = 128
 _OF_NARROW_BLOCKS = ("matmul_gemv", "matmul_gemv_normed")
 
 
@@ -281,5 +284,17 @@ def multiply_tiled(context: Context, product: Product, tiles: ExpertTiles | None
         FORMAT=matrix.format.name,
     )
     if partials is not None:
-        num_blocks = -(-num_tokens * (matrix.num_rows // 2 if matrix.gated else matrix.num_rows) // 256)
-        context.launch("matmul/matmul", "matmul_reduce", num_blocks, 256, params, FORMAT=matrix.format.name)
+        _reduce(context, product, params)
+
+
+def _reduce(context: Context, product: Product, params: TiledParams) -> None:
+    """Add up the partitions that `multiply_tiled` has left."""
+    matrix, num_tokens = product.matrix, product.out.shape[0]
+    has_quads = not (matrix.num_rows % 16 or product.column % 4 or product.out.shape[1] % 4)
+    kernel, at_once = ("matmul_reduce_quads", 4) if has_quads else ("matmul_reduce", 1)
+    num_outputs = matrix.num_rows // 2 if matrix.gated else matrix.num_rows
+    grid = -(-num_outputs // (at_once * _REDUCE_THREADS)), num_tokens
+    context.launch(_SOURCE, kernel, grid, _REDUCE_THREADS, params, FORMAT=matrix.format.name)
+
+
+declare_constants("matmul/matmul.cu", REDUCE_THREADS=_REDUCE_THREADS)

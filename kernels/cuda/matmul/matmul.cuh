@@ -23,16 +23,17 @@ DEVICE int partition_start(int partition, const MatrixParams& matrix) {
     return (u64)(u32)(partition * matrix.num_units) * matrix.partition_reciprocal >> RECIPROCAL_BITS;
 }
 
-// The sums of an output's partitions, in order, `stride` floats apart, AT_ONCE of them fetched together.
-template <int AT_ONCE, typename Stride>
-DEVICE float sum_of_partitions(int num_partitions, const float* from, Stride stride) {
-    float sum = from[0];
+// The sums of an output's partitions, or of several neighbours', in order, `stride` floats apart, AT_ONCE of them
+// fetched together.
+template <int AT_ONCE, typename Sum = float, typename Stride>
+DEVICE Sum sum_of_partitions(int num_partitions, const float* from, Stride stride) {
+    Sum sum = *(const Sum*)from;
 #pragma unroll 1
     for (int partition = 1; partition < num_partitions; partition += AT_ONCE) {
-        float more[AT_ONCE];
+        Sum more[AT_ONCE];
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++)
-            if (partition + i < num_partitions) more[i] = from[(partition + i) * stride];
+            if (partition + i < num_partitions) more[i] = *(const Sum*)(from + (partition + i) * stride);
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++)
             if (partition + i < num_partitions) sum += more[i];
