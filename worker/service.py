@@ -36,9 +36,9 @@ OUTPUTS_EVERY_S, OUTPUT_S = 0.01, 80e-6
 """Steps that follow each other faster share a frame, longer after one of many outputs, so long for each: an output
 costs the Celery side the same with one id or many. A choice's first and last outputs are sent at once: somebody may
 wait for them, with the next request for the last."""
-ADMIT_EVERY_S = 0.02
-"""Requests that follow each other faster start together. A step that starts any is no CUDA graph, and with a small
-model takes the host longer than the GPU; 256 streams would have one in most steps. Nothing else waits."""
+ADMIT_WITHIN_S, ADMIT_S = 0.01, 40e-6
+"""A request starts with those that come soon behind it, as all that run wait for a step that starts any. It is held
+back so long for each request that the engine has, and no longer than the first of these. Nothing else waits."""
 COMPILED_EVERY_S = 0.005
 """How often an engine that has nothing else to do looks for a compiled grammar while it waits for one."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -120,18 +120,21 @@ class Service:
     def _serve(self, engine: Engine, health: Health, admission: Admission) -> NoReturn:
         outputs = engine.outputs
         requests: list[Request] = []
-        admit_at = send_at = 0.0
+        admit_at: float | None = None
+        send_at = 0.0
         while True:
             can_step = engine.has_work and not self._channel.is_congested
             can_admit = requests and not engine.has_work  # they were to start with others, and nothing runs any more
             wait_s = 0 if can_step or can_admit else health.due_in_s()
             requests += self._channel.receive(min(wait_s, COMPILED_EVERY_S) if admission.is_compiling else wait_s)
             adds = [request for request in requests if isinstance(request, Add)]
-            if len(adds) < len(requests) or (adds and (not engine.has_work or time.monotonic() >= admit_at)):
-                if adds:
-                    admit_at = time.monotonic() + ADMIT_EVERY_S
+            if adds and admit_at is None:
+                admit_at = time.monotonic() + min(ADMIT_WITHIN_S, ADMIT_S * engine.num_requests)
+            is_time = admit_at is not None and (not engine.has_work or time.monotonic() >= admit_at)
+            if is_time or len(adds) < len(requests):
                 admission.take(requests)
                 requests.clear()
+                admit_at = None
             if admission.is_compiling:
                 admission.admit_compiled()
             if self._channel.is_closed:

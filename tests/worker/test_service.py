@@ -33,6 +33,7 @@ class FloodingEngine:
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.num_steps = 0
+        self.num_requests = 0
         self.failure = failure
         self.outputs = OutputBuffer()
         self._sequences: dict[str, Sequence] = {}
@@ -188,7 +189,9 @@ def test_first_and_final_outputs_are_sent_at_once_and_without_those_of_other_req
         assert frames(2) == [[("short", (1,))], [("short", (2, 3, 4, 5))]]
 
 
-def test_requests_that_follow_each_other_soon_start_together_and_a_single_one_at_once(monkeypatch: pytest.MonkeyPatch):
+def test_a_request_starts_with_those_behind_it_and_waits_the_longer_the_more_there_are_up_to_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = [100.0]
     monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: now[0]))
     engine = CountingEngine()
@@ -196,21 +199,26 @@ def test_requests_that_follow_each_other_soon_start_together_and_a_single_one_at
     def wait_for(*request_ids: str) -> None:
         wait_until(lambda: engine.started_at.keys() >= set(request_ids))
 
+    def wait_for_steps() -> None:
+        num_steps = engine.num_steps
+        wait_until(lambda: engine.num_steps > num_steps + 1)  # what was sent has come between two steps
+
     with serving(engine) as ours:
         ours.sendall(contract.encode(Add("long", (1,), ENDLESS)))
-        wait_for("long")
-        for request_id in ("a", "b", "c"):
-            ours.sendall(contract.encode(Add(request_id, (1,), ENDLESS)))
-        num_steps = engine.num_steps
-        wait_until(lambda: engine.num_steps > num_steps + 1)  # it has received them between two steps
-        assert engine.started_at.keys() == {"long"}
-        now[0] += service.ADMIT_EVERY_S
-        wait_for("a", "b", "c")
-        started_at = [engine.started_at[request_id] for request_id in ("long", "a", "b", "c")]
-        assert started_at[0] < started_at[1] == started_at[2] == started_at[3]
-        now[0] += service.ADMIT_EVERY_S
-        ours.sendall(contract.encode(Add("single", (1,), ENDLESS)))
-        wait_for("single")
+        wait_for("long")  # there is nothing that it would be in the way of
+        for num_requests in (100, 10_000):
+            engine.num_requests, started = num_requests, len(engine.started_at)
+            now[0] += 60  # it does not matter when others have started
+            for number in range(3):
+                ours.sendall(contract.encode(Add(f"{num_requests} {number}", (1,), ENDLESS)))
+            wait_for_steps()
+            now[0] += 0.9 * min(num_requests * service.ADMIT_S, service.ADMIT_WITHIN_S)
+            wait_for_steps()
+            assert len(engine.started_at) == started
+            now[0] += 0.2 * service.ADMIT_WITHIN_S
+            names = [f"{num_requests} {number}" for number in range(3)]
+            wait_for(*names)
+            assert len({engine.started_at[name] for name in names}) == 1
 
 
 def test_a_request_that_was_to_start_with_others_starts_when_nothing_else_runs_any_more(
@@ -226,17 +234,20 @@ def test_a_request_that_was_to_start_with_others_starts_when_nothing_else_runs_a
     with serving(engine) as ours:
         ours.sendall(contract.encode(Add("first", (1,), ENDLESS)))
         wait_until(lambda: engine.counts)
+        engine.num_requests = 100
         ours.sendall(contract.encode(Add("second", (1,), ENDLESS)))
         is_sent.set()
         wait_until(lambda: "second" in engine.started_at)
 
 
 def test_an_abort_does_not_wait_for_the_next_start(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("worker.service.ADMIT_EVERY_S", 60)
+    monkeypatch.setattr(service, "ADMIT_WITHIN_S", 60)
+    monkeypatch.setattr(service, "ADMIT_S", 60)
     engine = CountingEngine()
     with serving(engine) as ours:
         ours.sendall(contract.encode(Add("long", (1,), ENDLESS)))
         ours.recv(1 << 16)
+        engine.num_requests = 1
         ours.sendall(contract.encode(Abort("long")))
         wait_until(lambda: not engine.counts)
 

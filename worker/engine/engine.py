@@ -45,11 +45,10 @@ class Engine:
         ``capture`` False: no CUDA graphs, with the same results.
         """
         block_tokens = settings.kv_block_tokens
-        self.context_length = settings.context_length or model.config.context_length
-        if self.context_length > model.config.context_length:
-            raise InvalidRequest(
-                f"context_length is {self.context_length}, but the model's ends at {model.config.context_length}"
-            )
+        most = model.config.context_length
+        self.context_length = settings.context_length or most
+        if self.context_length > most:
+            raise InvalidRequest(f"context_length is {self.context_length}, but the model's ends at {most}")
         num_blocks = num_cache_blocks(model.bytes_per_block(block_tokens), settings, self.context_length)
         num_states = num_state_slots(model.bytes_per_state, settings, num_blocks)
         self._recompute_at = model.recompute_at
@@ -60,6 +59,8 @@ class Engine:
             recompute_at=model.recompute_at,
             prefix_cache=settings.prefix_cache,
         )
+        self.max_sequence_tokens = self._builder.max_sequence_tokens
+        """Most tokens that prompt and output of one choice can have together."""
         self._scheduler = Scheduler(
             num_blocks=num_blocks,
             block_tokens=block_tokens,
@@ -84,14 +85,14 @@ class Engine:
         self._runner = NotingRunner(self._runner, file, self._late)
 
     @property
-    def max_sequence_tokens(self) -> int:
-        """Most tokens that prompt and output of one choice can have together."""
-        return self._builder.max_sequence_tokens
-
-    @property
     def max_sequences(self) -> int:
         """Most sequences that run in one step."""
         return self._scheduler.max_running
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have not ended."""
+        return len(self._requests)
 
     @property
     def has_work(self) -> bool:
@@ -168,9 +169,8 @@ class Engine:
         assert all(self._requests.values()), "a request without sequences"
         drawing = Counter(id(chunk.sequence) for step in self._in_flight for chunk in step.chunks if chunk.draws)
         for sequence in held:
-            assert sequence.num_unread == drawing.get(id(sequence), 0) + sequence.is_late, (
-                "an unread token that nobody draws"
-            )
+            num_to_come = drawing.get(id(sequence), 0) + sequence.is_late
+            assert sequence.num_unread == num_to_come, "an unread token that nobody draws"
 
     def _launch_all(self, answers: Collection[TokenOutput], planned: list[Chunk] | None = None) -> None:
         """Launch as many steps as may be in flight, and none behind one that is still to be drawn from."""
