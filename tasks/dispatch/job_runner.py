@@ -125,17 +125,15 @@ class JobRunner:
 
     def run_batch(self) -> None:
         """Act on the events that are there, waiting a little for the first, and write down what came of them."""
-        since = time.monotonic()
         changed: list[ActiveJob] = []
         for event in self._next_events():
             if isinstance(event, contract.Outputs):
-                self._batcher.add(event.outputs, since)
+                self._batcher.add(event.outputs)
                 continue
             if not isinstance(event, ActiveJob | contract.Stats):  # to the jobs that run these two make no difference
                 changed += self._process(self._batcher.take_all())
             changed += self._handle(event)
-        changed += self._process(self._batcher.take_batch())
-        self._write(self._started + changed)
+        self._write(self._started + changed + self._process(self._batcher.take_batch()))
         self._started = self.admission.update(self._jobs.values())
         self._observer.log.flush()
 
@@ -157,17 +155,19 @@ class JobRunner:
         Other outputs pile up, of which each job then makes one event: the more there is to do, the cheaper it gets.
         """
         (batcher := self._batcher).throttle(interval_s)
-        while self._pending is None and (now := time.monotonic()) < batcher.interval_end:
-            if now >= batcher.write_at:
+        while self._pending is None and (left_s := batcher.interval_end - time.monotonic()) > 0:
+            try:
+                event = self._events.get(timeout=0.0 if batcher.has_due else left_s)
+            except Empty:  # what is due has waited for all that had come
                 self._write(self._process(batcher.take_due()))
-            with suppress(Empty):
-                match event := self._events.get(timeout=max(0.0, batcher.write_at - now)):
-                    case ActiveJob():
-                        self._started += self._start_job(event)
-                    case contract.Outputs():
-                        batcher.add(event.outputs, now)
-                    case _:
-                        self._pending = event
+                continue
+            match event:
+                case ActiveJob():
+                    self._started += self._start_job(event)
+                case contract.Outputs():
+                    batcher.add(event.outputs)
+                case _:
+                    self._pending = event
 
     def _handle(self, event: RunnerEvent) -> list[ActiveJob]:
         """Act on one event other than outputs; returns the jobs that may have new events in their logs."""

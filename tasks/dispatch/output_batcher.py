@@ -11,8 +11,6 @@ THROTTLE_SHARE = 10
 """After a batch the job runner pauses so many times as long as it worked, to leave the interpreter to Celery's event
 loop."""
 MAX_THROTTLE_S = 0.1
-DUE_WAIT_S = 0.001
-"""So long a job's first or final outputs wait for those of others in the pause, to be written with them."""
 MAX_OUTPUTS = 16
 """Outputs of a batch that are not due, at most: what is due meanwhile waits for these, not for those of all streams."""
 QUIET_INTERVAL_S = 0.1
@@ -36,8 +34,11 @@ class OutputBatcher:
         self._quiet_end = 0.0
         self._turn: list[tuple[str, int, bool]] = []  # whose outputs the next batches take, before those of others
         self.interval_end = 0.0
-        self.write_at = 0.0
-        """When due outputs must be taken; the end of the throttle interval while there are none."""
+
+    @property
+    def has_due(self) -> bool:
+        """Whether outputs are due."""
+        return bool(self._due)
 
     def expect_first(self, request_id: str) -> None:
         """The next output of this request is due."""
@@ -68,10 +69,10 @@ class OutputBatcher:
 
     def throttle(self, interval_s: float) -> None:
         """Begin a throttle interval."""
-        self.interval_end = self.write_at = time.monotonic() + interval_s
+        self.interval_end = time.monotonic() + interval_s
 
-    def add(self, outputs: Iterable[TokenOutput], since: float) -> None:
-        """Outputs that were waited for ``since`` a time of the monotonic clock; those that are due wait no longer."""
+    def add(self, outputs: Iterable[TokenOutput]) -> None:
+        """Outputs that the engine has sent."""
         for output in outputs:
             request_id, finish_reason = output.request_id, output.finish_reason
             key = request_id, output.choice, finish_reason == "error"
@@ -85,8 +86,6 @@ class OutputBatcher:
             elif finish_reason is not None or request_id in self._awaiting_first:
                 self._due.append(key[:2])
                 self._awaiting_first.discard(request_id)
-        if self._due:
-            self.write_at = min(self.write_at, since + DUE_WAIT_S)
 
     def take_all(self) -> list[TokenOutput]:
         """All outputs; none is left."""
@@ -113,7 +112,6 @@ class OutputBatcher:
         """All outputs of the choices of which one is due; those of others stay."""
         keys = dict.fromkeys((*choice, is_error) for is_error in (False, True) for choice in self._due)
         self._due.clear()
-        self.write_at = self.interval_end
         return self._take(key for key in keys if key in self._runs)
 
     def _take(self, keys: Iterable[tuple[str, int, bool]]) -> list[TokenOutput]:

@@ -141,7 +141,7 @@ def _run(costs: Costs, frames: Sequence[bytes], jobs: dict[str, ActiveJob]) -> N
             event = contract.decode_event(frame)
         assert isinstance(event, contract.Outputs)
         with costs.step("outputs joined"):
-            batcher.add(event.outputs, 0.0)
+            batcher.add(event.outputs)
         if number % FRAMES_PER_EVENT:
             continue
         with costs.step("outputs joined"):

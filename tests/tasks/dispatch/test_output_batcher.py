@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from tasks.dispatch import output_batcher
-from tasks.dispatch.output_batcher import DUE_WAIT_S, MAX_OUTPUTS, MAX_THROTTLE_S, OutputBatcher, throttle_interval_s
+from tasks.dispatch.output_batcher import MAX_OUTPUTS, MAX_THROTTLE_S, OutputBatcher, throttle_interval_s
 from worker.contract import TokenOutput
 
 
@@ -20,11 +18,7 @@ def batcher() -> OutputBatcher:
 
 
 def add(batcher: OutputBatcher, *outputs: TokenOutput) -> None:
-    batcher.add(outputs, time.monotonic())
-
-
-def is_due(batcher: OutputBatcher) -> bool:
-    return batcher.write_at < batcher.interval_end
+    batcher.add(outputs)
 
 
 def test_outputs_of_several_steps_are_joined_by_choice_and_an_error_comes_after_the_tokens(
@@ -46,16 +40,16 @@ def test_outputs_of_several_steps_are_joined_by_choice_and_an_error_comes_after_
 
 def test_what_is_due_can_be_taken_before_the_rest_and_is_whole(batcher: OutputBatcher) -> None:
     add(batcher, TokenOutput("a", 0, (1,)), TokenOutput("b", 0, (4,)), TokenOutput("c", 0, (6,)))
-    assert not is_due(batcher)
+    assert not batcher.has_due
     add(batcher, TokenOutput("b", 0, (5,), "stop"), TokenOutput("c", 0, (), "error", error_code="VRAM_OOM"))
     add(batcher, TokenOutput("a", 0, (2,)))
-    assert is_due(batcher)
+    assert batcher.has_due
     assert batcher.take_due() == [
         TokenOutput("b", 0, (4, 5), "stop"),
         TokenOutput("c", 0, (6,)),
         TokenOutput("c", 0, (), "error", error_code="VRAM_OOM"),
     ]
-    assert not is_due(batcher)
+    assert not batcher.has_due
     assert batcher.take_due() == []
     assert batcher.take_all() == [TokenOutput("a", 0, (1, 2))]
 
@@ -65,11 +59,11 @@ def test_the_first_output_of_a_request_is_due_when_it_comes(batcher: OutputBatch
         batcher.expect_first(request_id)
     batcher.forget("b")
     add(batcher, TokenOutput("a", 0, (1,)), TokenOutput("a", 1, (2,)), TokenOutput("b", 0, (3,)))
-    assert is_due(batcher)
+    assert batcher.has_due
     add(batcher, TokenOutput("a", 0, (4,)))
     assert batcher.take_due() == [TokenOutput("a", 0, (1, 4))]
     add(batcher, TokenOutput("a", 0, (5,)))
-    assert not is_due(batcher), "only its first output"
+    assert not batcher.has_due, "only its first output"
     add(batcher, TokenOutput("c", 0, (6,)))
     assert batcher.take_due() == [TokenOutput("c", 0, (6,))]
     assert batcher.take_all() == [
@@ -77,22 +71,6 @@ def test_the_first_output_of_a_request_is_due_when_it_comes(batcher: OutputBatch
         TokenOutput("b", 0, (3,)),
         TokenOutput("a", 0, (5,)),
     ]
-
-
-def test_due_outputs_wait_a_few_milliseconds_for_others_counted_from_when_they_were_waited_for(
-    batcher: OutputBatcher,
-) -> None:
-    since = time.monotonic()
-    batcher.add([TokenOutput("a", 0, (1,), "stop")], since)
-    assert batcher.write_at == since + DUE_WAIT_S
-    batcher.add([TokenOutput("b", 0, (1,), "stop")], since + 1)
-    assert batcher.write_at == since + DUE_WAIT_S
-
-
-def test_the_end_of_the_throttle_interval_comes_first(batcher: OutputBatcher) -> None:
-    batcher.throttle(0)
-    batcher.add([TokenOutput("a", 0, (1,), "stop")], time.monotonic())
-    assert batcher.write_at == batcher.interval_end
 
 
 def test_what_nobody_listens_to_is_taken_once_in_an_interval(
