@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 
-SWITCH_INTERVAL_S = 0.001
-"""How long a thread may keep the interpreter that others wait for. Six of them have their part between a job's end and
-the start of its client's next one: with Python's 5 ms they waited for each other longer than for anything else."""
 OnDeath = Callable[[str, BaseException | None], None]
 """Called with a thread's name and the exception that ended it, None if it returned."""
 
@@ -55,8 +51,3 @@ class SupervisedThread:
             self._has_run = True
             if not self.stopping.is_set():
                 self._on_death(self._thread.name, None)
-
-
-def take_short_turns() -> None:
-    """Let threads of this process wait for the interpreter no longer than `SWITCH_INTERVAL_S` for each before them."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)

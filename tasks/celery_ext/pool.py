@@ -10,7 +10,6 @@ for that reason, and `tests/tasks/celery_ext/test_pool.py` holds what is relied 
 
 from __future__ import annotations
 
-import gc
 import os
 import threading
 import time
@@ -37,10 +36,10 @@ from tasks.dispatch.delivery import Answer
 from tasks.dispatch.dispatcher import Dispatcher
 from tasks.dispatch.prompt_encoder import PromptEncoder
 from tasks.finisher import Finisher, Work
+from tasks.interpreter import prepare_to_serve
 from tasks.observe.health.health_server import HealthServer
 from tasks.observe.observer import Observer
 from tasks.startup_probe import wait_for_engine, wait_for_redis
-from tasks.supervised_thread import take_short_turns
 from worker.log import EventLog
 from worker.settings import Settings
 
@@ -83,10 +82,7 @@ class Pool(BasePool):  # type: ignore[misc]
             wait_for_engine(self.dispatcher.wait_until_loaded, settings.engine_start_timeout_s, maybe_shutdown)
             self._finisher.start()
             self._shutdown.start()
-            # Vocabulary and code stay: the garbage collector would stop all threads for 50 ms a second to look at them.
-            gc.freeze()
-            gc.enable()  # it was off while all that was made
-            take_short_turns()
+            prepare_to_serve()  # vocabulary and code are there
         except OrcdError as error:
             self.observer.log.error(error)
             self._close()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 
 import pytest
 
-from tasks.supervised_thread import SupervisedThread, take_short_turns
+from tasks.supervised_thread import SupervisedThread
 
 
 class Deaths(list[tuple[str, BaseException | None]]):
@@ -83,12 +82,3 @@ def test_joining_a_thread_that_never_began_or_itself_returns_at_once(deaths: Dea
     thread.stop()
     thread.join(60)
     assert deaths == []
-
-
-def test_a_thread_waits_for_another_one_less_long_than_python_lets_it() -> None:
-    before = sys.getswitchinterval()
-    try:
-        take_short_turns()
-        assert sys.getswitchinterval() <= 0.001 < before
-    finally:
-        sys.setswitchinterval(before)
