@@ -154,6 +154,8 @@ class Outermost:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # Starlette redirects these, to http, with the key and all, also where a proxy in front ends TLS.
+        scope["path"] = scope["path"].rstrip("/") or "/"
         await self._metrics(self._answer, scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ from orcd.gateway.batches.batch_store import BatchStore
 from orcd.gateway.batches.file_store import FileStore
 from orcd.gateway.rate_limit import count_request
 from orcd.gateway.settings import GatewaySettings
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""The escape of half of a surrogate pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +59,15 @@ class Call:
         return b"".join(chunks)
 
     async def json(self) -> dict[str, Any]:
-        """The body as a JSON object. Raises `ApiError` 400 or 413."""
+        """The body as a JSON object. Raises `ApiError` 400, 413 or 415."""
+        if self.request.headers.get("content-encoding", "identity") != "identity":
+            raise ApiError(415, "content-encoding: send the body as it is, not compressed", code="invalid_json")
+        body = await self.body()
         try:
-            fields = msgspec.json.decode(await self.body())
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise ApiError(400, "the body is not valid JSON in UTF-8", code="invalid_json") from None
+            fields = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            what = f"the body is not valid JSON in UTF-8: {_fault(body, error)}"
+            raise ApiError(400, what, code="invalid_json") from None
         except RecursionError:
             raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
         if not isinstance(fields, dict):
@@ -86,6 +94,17 @@ def endpoint(handler: Callable[[Call], Awaitable[Response]]) -> Callable[[Reques
         return await handler(Call(gateway, key, request))
 
     return answer
+
+
+def _fault(body: bytes, error: Exception) -> str:
+    """What is wrong with a body, in words that hold nothing of it."""
+    if not body:
+        return "it is empty"
+    if isinstance(error, UnicodeDecodeError) or "UTF-8" in str(error):
+        return "a text is not UTF-8"
+    if "truncated" in str(error) and _SURROGATE.search(body):  # as it is told of half of a pair
+        return "a text may have been cut within a character (\\ud800 to \\udfff come in pairs)"
+    return str(error).removeprefix("JSON is malformed: ")
 
 
 def read_flag(body: Mapping[str, Any], name: str) -> bool:

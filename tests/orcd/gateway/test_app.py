@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import logging
 from typing import Any
 
@@ -104,6 +105,34 @@ def test_a_body_that_is_no_object_is_refused(http: httpx.Client, body: bytes) ->
     response = http.post("/chat/completions", content=body)
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "it is empty"),
+        (b'{"a": "caf\xe9"}', "a text is not UTF-8"),
+        (b'{"a": "\\ud83d"}', r"a text may have been cut within a character (\ud800 to \udfff come in pairs)"),
+        (b'{"secret": "word"', "Input data was truncated"),
+        (b'{"secret": word}', "invalid character (byte 11)"),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_told_without_its_text(http: httpx.Client, body: bytes, said: str) -> None:
+    error = http.post("/chat/completions", content=body).json()["error"]
+    assert error["message"] == f"the body is not valid JSON in UTF-8: {said}"
+
+
+def test_a_compressed_body_is_refused_as_such(http: httpx.Client) -> None:
+    headers = {"content-encoding": "gzip"}
+    response = http.post("/chat/completions", content=gzip.compress(b"{}"), headers=headers)
+    assert response.status_code == 415
+    assert response.json()["error"]["message"].startswith("content-encoding: ")
+
+
+def test_a_slash_behind_a_path_redirects_no_caller_with_his_key_to_plain_http(http: httpx.Client) -> None:
+    assert http.get("/models/").json()["object"] == "list"
+    assert http.post("/chat/completions/", content=b"{}").status_code == 400
+    assert http.get("/nothing/").status_code == 404
 
 
 def test_a_body_that_is_too_long_is_refused(start_gateway: StartGateway) -> None:
