@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def write_logits(settings: Settings, ids: Path, out: Path) -> None:
     Raises `orcd.errors.OrcdError` for files that cannot be used.
     """
     prompts = _read_prompts(ids)
+    if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):  # before minutes of work
+        raise InvalidRequest(f"--out {out}: cannot be written")
     gguf = open_gguf(settings.model)
     opened = open_configured_device(settings)
     config = read_model_config(gguf)

@@ -82,6 +82,17 @@ def test_wrong_ids_are_refused(
     assert problem in one_error(capsys, "INVALID_REQUEST")
 
 
+@pytest.mark.parametrize("out", [".", "absent/out.npz"])
+def test_a_place_for_the_logits_that_is_none_is_told_before_they_are_computed(
+    model: Path, tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logits, "load_model", None)
+    (tmp_path / "ids.json").write_text("[[1]]")
+    files = ["--ids", str(tmp_path / "ids.json"), "--out", str(tmp_path / out)]
+    assert run(["logits", str(model), *files, "--device", "cpu"]) == 2
+    assert "cannot be written" in one_error(capsys, "INVALID_REQUEST")
+
+
 def test_files_and_devices_that_are_not_there_are_named(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
