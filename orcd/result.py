@@ -147,6 +147,10 @@ class ResultBuilder:
         """Whether the choices' answers have calls of tools."""
         return [self._choices[index].has_calls for index in sorted(self._choices)]
 
+    def has_whole_calls(self, index: int) -> bool:
+        """Whether a choice's answer has calls of tools, and the arguments of all are whole."""
+        return self._choices[index].has_whole_calls
+
     def result(
         self,
         logprobs: Mapping[int, Sequence[TokenLogprob]] | None = None,
@@ -212,6 +216,13 @@ class _ChoiceBuilder:
     @property
     def has_calls(self) -> bool:
         return bool(self._tool_calls)
+
+    @property
+    def has_whole_calls(self) -> bool:
+        try:
+            return bool([msgspec.json.decode(call.arguments) for call in _joined(self._tool_calls)])
+        except (msgspec.DecodeError, RecursionError):
+            return False
 
     def choice(self, packed: Sequence[TokenLogprob]) -> Choice:
         """``packed`` log probabilities are those of the last tokens."""

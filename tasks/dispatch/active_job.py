@@ -88,8 +88,7 @@ class ActiveJob:
         self._num_withdrawals = 0
         self._cached_tokens: int | None = None  # as the engine said with the first token since the last `add`
         self._has_prompt_logprobs = False
-        self.ended = False
-        self.text_sha256 = ""
+        self.ended, self.text_sha256 = False, ""
         self._prompt = prompt
         readable = claim.request if isinstance(claim.request, Request) else Request()
         self.cancel_on_disconnect = readable.on_disconnect == "cancel"
@@ -180,7 +179,7 @@ class ActiveJob:
             error = BY_CODE.get(output.error_code or "", OrcdError)
             self.fail(error(output.error_message or "the engine gave no reason"))
             return contract.Abort(self.request_id)
-        assert choice.detokenizer and choice.logprobs, "add() comes before process()"
+        assert choice.detokenizer and choice.logprobs and isinstance(self._prompt, Prompt), "add() comes first"
         self.num_drawn += len(output.ids)
         self.usage = self.usage.plus(output.usage)
         if output.ids and self._cached_tokens is None:
@@ -193,7 +192,8 @@ class ActiveJob:
             choice.finish = "stop"
         elif output.finish_reason is not None:
             self._release(choice, choice.detokenizer.finish())
-            choice.finish = output.finish_reason
+            has_ended = self._prompt.grammar and self._result.has_whole_calls(choice.index)
+            choice.finish = "stop" if has_ended else output.finish_reason  # at its limit, by the grammar
         if choice.finish is None:
             return None
         if len(self._choices) > 1:  # with one choice the end event says it

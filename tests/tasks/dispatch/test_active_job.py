@@ -230,6 +230,26 @@ def test_calls_in_the_place_of_a_document_are_no_broken_one(written: str, is_who
     assert job.result.schema_valid is is_whole
 
 
+@pytest.mark.parametrize(
+    ("written", "grammar", "finish"),
+    [
+        (WRITTEN, "the grammar", "stop"),
+        (WRITTEN[:60], "the grammar", "stop"),
+        (WRITTEN[:45], "the grammar", "length"),
+        ("bye", "the grammar", "length"),
+        (WRITTEN, "", "length"),
+    ],
+)
+def test_calls_that_a_grammar_has_ended_at_the_limit_are_whole(written: str, grammar: str, finish: str) -> None:
+    prompt = Prompt(
+        [1], contract.Sampling(max_tokens=9), lambda: Detokenizer(BYTES, form=CALLS_FORM), SPELLINGS, grammar
+    )
+    job = ActiveJob(claim(Request(prompt="x")), prompt, READY, lambda outcome: None)
+    job.add()
+    job.process(contract.TokenOutput("j", 0, tuple(written.encode()), "length"))
+    assert job.result.finish_reason == finish
+
+
 @pytest.mark.parametrize(("waited_s", "priority"), [(0, 9), (10, 8), (50, 4), (100, 0), (1000, 0)])
 def test_a_job_is_the_more_urgent_in_the_engine_the_longer_it_has_waited(waited_s: int, priority: int) -> None:
     waiting = claim(Request(prompt="x", priority=9), created_ms=1000, claimed_ms=1000 + 1000 * waited_s)
