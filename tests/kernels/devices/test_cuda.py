@@ -11,8 +11,9 @@ import pytest
 
 from kernels.devices.cuda import CudaDevice
 from kernels.errors import CudaFailure
+from kernels.runtime.cuda_runtime import Graph
 from kernels.runtime.device_array import DeviceArray
-from kernels.runtime.launcher import Context
+from kernels.runtime.launcher import Context, LaunchList
 from tests.kernels.conftest import Download, Upload
 from tests.kernels.probe import add, spin
 
@@ -26,33 +27,11 @@ def test_the_device_knows_itself(device: CudaDevice) -> None:
     assert device.memory_bytes() >= 6 << 30
 
 
-def test_a_replayed_graph_does_what_the_launches_did(
-    device: CudaDevice, probes: Context, upload: Upload, download: Download
+@pytest.mark.parametrize("how", ["captured", "recorded"])
+def test_launches_that_are_kept_do_each_time_what_they_did(
+    device: CudaDevice, probes: Context, upload: Upload, download: Download, how: str
 ) -> None:
     values = np.random.default_rng(7).random(5000, np.float32)
-    eager, replayed = upload(values), upload(values)
-
-    def step(array: DeviceArray) -> None:
-        for amount in (1.0, 0.5, 0.25):
-            add(probes, array, amount)
-
-    step(eager)
-    before = probes.num_launches
-    graph = device.capture(lambda: step(replayed), "probe step")
-    assert probes.num_launches == before + 3
-    np.testing.assert_array_equal(download(replayed), values)  # captured, not run
-    graph.launch()
-    np.testing.assert_array_equal(download(replayed), download(eager))
-    step(eager)
-    graph.launch()
-    np.testing.assert_array_equal(download(replayed), download(eager))
-    assert device.stream.last_enqueued == "probe step"
-
-
-def test_recorded_launches_do_what_the_launches_did(
-    device: CudaDevice, probes: Context, upload: Upload, download: Download
-) -> None:
-    values = np.random.default_rng(8).random(5000, np.float32)
     eager, again = upload(values), upload(values)
 
     def step(array: DeviceArray) -> None:
@@ -60,13 +39,19 @@ def test_recorded_launches_do_what_the_launches_did(
             add(probes, array, amount)
 
     step(eager)
-    recorded = probes.record(lambda: step(again))
-    np.testing.assert_array_equal(download(again), values)  # recorded, not run
-    recorded.launch()
+    before = probes.num_launches
+    if how == "captured":
+        kept: Graph | LaunchList = device.capture(lambda: step(again), "probe step")
+    else:
+        kept = probes.record(lambda: step(again))
+    assert probes.num_launches == before + 3
+    np.testing.assert_array_equal(download(again), values)  # kept, not run
+    kept.launch()
     np.testing.assert_array_equal(download(again), download(eager))
     step(eager)
-    recorded.launch()
+    kept.launch()
     np.testing.assert_array_equal(download(again), download(eager))
+    assert how == "recorded" or device.stream.last_enqueued == "probe step"
 
 
 def test_a_failed_capture_leaves_the_stream_usable(
@@ -118,7 +103,8 @@ from pathlib import Path
 import numpy as np
 from kernels.devices.open import open_device
 from kernels.errors import CudaFailure
-from kernels.runtime.launcher import Context
+from kernels.runtime.cuda_runtime import Graph
+from kernels.runtime.launcher import Context, LaunchList
 from kernels.runtime.compiler import Compiler
 from kernels.runtime.module_cache import ModuleCache
 from kernels.runtime.memory import DeviceMemory
