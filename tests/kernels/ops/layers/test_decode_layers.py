@@ -89,7 +89,7 @@ def make_case(
 def test_all_layers_at_once_are_the_layers_one_by_one(device: CudaDevice, num_layers: int, coded: bool) -> None:
     rng = np.random.default_rng(num_layers)
     case = make_case(device, num_layers, rng, coded=coded)
-    assert 1 in decode_layers_support(device.context, case.model).num_tokens
+    assert 1 in decode_layers_support(device.context, case.model).contexts
     for position in (0, 15, 63, 64, 200, 255, 256, 511, 512, 768, 1100, 2400, -1):
         assert_equal(case, (position,), rng)
 
@@ -100,7 +100,7 @@ def test_all_layers_at_once_are_the_layers_one_by_one(device: CudaDevice, num_la
 def test_so_are_those_of_a_few_sequences(device: CudaDevice, num_sequences: int, coded: bool) -> None:
     rng = np.random.default_rng(num_sequences)
     case = make_case(device, 4, rng, coded=coded)
-    assert num_sequences in decode_layers_support(device.context, case.model).num_tokens
+    assert num_sequences in decode_layers_support(device.context, case.model).contexts
     for positions in (
         (0, 2400, -1, 100, 255, 31, 64, 1023),
         (255, 256, 511, 512, 513, 254, 0, 1),
