@@ -238,6 +238,9 @@ def plan_attention(context: Context, step: Step[DeviceArray], attention: Attenti
         ),
         prefix=prefix.params(context.gpu.num_sms, num_kv_heads, partial_rows) if prefix else NO_PLAN,
     )
+    if num_tokens == num_sequences == 1 and not prefix:
+        context.launch("attention/attention_plan", "attention_plan_one", 1, 32, params)
+        return plan
     threads = 128 if max(num_sequences, max_prefill_items, max_decode_items // 2) <= 128 else 1024
     shared_bytes = (6 * num_sequences + 2) * 4
     context.launch("attention/attention_plan", "attention_plan", 1, threads, params, shared_bytes=shared_bytes)

@@ -112,6 +112,26 @@ DEVICE Item whole_item(const AttentionPlanParams& p, i32 sequence, const Demand&
     return item;
 }
 
+// How a decode item is divided, and which of those that come of it is meant.
+struct Division {
+    i32 num_items, number;
+    i32 item_splits;
+    i32 partial_start;  // of its sequence's rows
+    i32 first_item;
+};
+
+// Leaves that part of `item`. It may come out without tiles: items are cut for the sequence, not for the row tile.
+DEVICE void cut(Item& item, const Demand& d, const Division& division) {
+    if (division.num_items == 1) return;
+    const i32 num_splits = d.end_split - d.first_split, item_tiles = division.item_splits * SPLIT_TILES;
+    const i32 first = d.first_split * SPLIT_TILES + division.number * item_tiles;
+    item.first_tile = max(item.first_tile, first);
+    item.end_tile = min(item.end_tile, first + item_tiles);
+    item.partial_row = division.partial_start + item.first_row * num_splits - d.first_split * item.num_rows;
+    item.num_items = division.num_items;
+    item.arrivals = division.first_item;
+}
+
 // Lists all sequences in `order`, those first whose decode items walk over most keys, so that blocks that begin last
 // end soon. Where all begin at once SMs get them in turn: so every other row of `columns` is the other way round. All
 // threads call it; `lengths` [num_sequences] is shared memory for it.
@@ -139,6 +159,28 @@ DEVICE i32 sms_for_prefill(const AttentionPlanParams& p, i32 prefill_tiles, i32 
     const i32 num_sms = p.prefill.num_sms, all = decode_tiles + 2 * prefill_tiles;
     const i32 others = p.prefix.num_groups || !all ? 0 : (i32)((i64)num_sms * decode_tiles / all);
     return num_sms - min(others, num_sms / 2);
+}
+
+// The same as attention_plan of one token. The first layer waits for it, and for its code, which has to come from
+// memory each time: so there is little of it. Runs as one warp, and overlaps the previous kernel.
+KERNEL __launch_bounds__(32) attention_plan_one(const __grid_constant__ AttentionPlanParams p) {
+    start_next();
+    acquire();
+    const Demand d = demand_of(p, 0, nullptr);
+    const i32 num_splits = d.end_split - d.first_split, all_splits = d.row_tiles * num_splits;
+    const i32 item_splits = max(1, divide_up(all_splits, p.decode_plan.wanted_items));
+    const bool is_divided = num_splits > item_splits && d.num_rows * num_splits <= p.decode_plan.partial_rows;
+    const i32 num_items = is_divided ? divide_up(num_splits, item_splits) : 1, decodes = d.row_tiles * num_items;
+    for (i32 i = threadIdx.x; i < p.num_arrivals; i += 32) p.arrivals[i] = 0;
+    for (i32 i = threadIdx.x; i < decodes; i += 32) {
+        const i32 row_tile = i / num_items, number = i - row_tile * num_items;
+        Item item = whole_item(p, 0, d, row_tile, DECODE_ROWS);
+        cut(item, d, {num_items, number, item_splits, 0, i - number});
+        p.decode_items[i] = item;
+    }
+    if (threadIdx.x == 0)
+        *p.counts = {decodes, 0, p.query_starts[1], 0, 0, sms_for_prefill(p, 0, all_splits * SPLIT_TILES)};
+    wait_for_previous();
 }
 
 // Runs as one block, and overlaps the previous kernel.
@@ -210,14 +252,7 @@ KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
         const i32 row_tile = (i - decode_starts[place]) / num_items, number = (i - decode_starts[place]) % num_items;
         Item item = whole_item(p, s, d, row_tile, DECODE_ROWS);
         if (group) prefixes.leave(item, *group);
-        if (num_items > 1) {  // may come out without tiles: the items are cut for the sequence, not for the row tile
-            const i32 first = (d.first_split + number * item_splits) * SPLIT_TILES;
-            item.first_tile = max(item.first_tile, first);
-            item.end_tile = min(item.end_tile, first + item_splits * SPLIT_TILES);
-            item.partial_row = partial_starts[place] + item.first_row * num_splits - d.first_split * item.num_rows;
-            item.num_items = num_items;
-            item.arrivals = i - number;
-        }
+        cut(item, d, {num_items, number, item_splits, partial_starts[place], i - number});
         p.decode_items[i] = item;
     }
     // Blocks take prefill items in turn, so those of many tiles come first. Within a class the items of a sequence stay
