@@ -29,7 +29,6 @@ from kernels.ops.matmul_params import (
 )
 from kernels.ops.matmul_tuning import (
     BLOCK_OUTPUTS,
-    NARROW_WARPS,
     SmallBatchShape,
     TileShape,
     can_norm,
@@ -60,7 +59,7 @@ _OF_NARROW_BLOCKS = ("matmul_gemv", "matmul_gemv_normed")
 def variants() -> list[Variant]:
     """What of matmul.cu and matmul_tiled.cu is compiled: both for every format; and of matmul_narrow.cu."""
     every = [(source, name) for source in (_SOURCE, "matmul/matmul_tiled") for name in FORMATS]
-    narrow = [(_NARROW_SOURCE, name) for name, format_ in FORMATS.items() if format_.gains_in_narrow_blocks]
+    narrow = [(_NARROW_SOURCE, name) for name, format_ in FORMATS.items() if format_.narrow_warps]
     return [(source, {"FORMAT": name}) for source, name in every + narrow]
 
 
@@ -211,7 +210,7 @@ def launch_small_batch(
         num_tokens=product.out.shape[0],
         routing=routing,
     )
-    is_narrow = shape.num_warps <= NARROW_WARPS and matrix.format.gains_in_narrow_blocks and kernel in _OF_NARROW_BLOCKS
+    is_narrow = shape.num_warps <= matrix.format.narrow_warps and kernel in _OF_NARROW_BLOCKS
     source, threads = _NARROW_SOURCE if is_narrow else _SOURCE, 32 * shape.num_warps
     context.launch(source, kernel, grid, threads, params, shared_bytes=shape.shared_bytes, FORMAT=matrix.format.name)
 

@@ -14,7 +14,6 @@ from kernels.weights.packed import PackedMatrix, Projection
 
 MAX_SMALL_BATCH = 4  # tokens up to which x is kept in shared memory whole: more take less time in tiles
 MAX_SUMMED_WARPS = 24  # of a block of matmul_gemv_summed
-NARROW_WARPS = 16  # of a block of matmul_narrow.cu
 STREAMED_SCALE_BYTES = 1280  # of a warp that streams weights: scales of 256 columns
 MAX_NORMED_WIDTH = 4096  # of a row that every block of matmul_gemv_normed norms for itself
 BLOCK_OUTPUTS = 128  # of a block of matmul_tiled_N
@@ -269,7 +268,6 @@ def ring_bytes(gpu: GpuSpec, format_: Format, size: int) -> int:
 
 declare_constants("matmul/matmul_weights.cuh", MAX_NORMED_WIDTH=MAX_NORMED_WIDTH)
 declare_constants("matmul/matmul_streamed.cuh", STREAMED_SCALE_BYTES=STREAMED_SCALE_BYTES)
-declare_constants("matmul/matmul_narrow.cu", NARROW_WARPS=NARROW_WARPS)
 declare_constants("matmul/matmul_gemv_summed.cuh", MAX_SUMMED_WARPS=MAX_SUMMED_WARPS)
 declare_constants("matmul/matmul_tiled.cuh", SUMMING_TOKENS=MOST_SUMMED)
 declare_traits(

@@ -120,10 +120,11 @@ class Format:
         lane_words = self.streamed_chunks * (self.code_bytes + self.high_bytes) // 128 + of_rows // 32
         return 2 if lane_words <= 17 else 1
 
-    @property
-    def gains_in_narrow_blocks(self) -> bool:
-        """Whether it has registers for more of them in blocks of up to 16 warps."""
-        return self.is_streamed and self.streamed_places == 1 and self.unit_chunks > 1
+    @cached_property
+    def narrow_warps(self) -> int:
+        """Up to how many warps of a block have registers for two of them, if those of larger ones have not; else 0."""
+        most = 16 if self.unit_chunks > 1 else 20 if self.streamed_chunks == 2 else 0
+        return most if self.is_streamed and self.streamed_places == 1 else 0
 
     @cached_property
     def block_warps(self) -> int:
@@ -248,32 +249,24 @@ WIDEST = FORMATS["Q8_0"]
 """What tensors of several formats are packed in, if all of them fit it."""
 
 
+_SHARED_TRAITS = (
+    *("block_elements", "block_bytes", "codes", "code_bits", "low_bits", "zero", "scaling", "has_row_base"),
+    *("is_streamed", "block_warps", "narrow_warps", "streamed_chunks", "streamed_places"),
+    *("code_bytes", "high_bytes", "unit_bytes", "units_per_copy"),
+)
+"""What the kernels call by the same name."""
+
+
 def _traits(format_: Format) -> dict[str, int | Enum]:
-    return {
-        "block_elements": format_.block_elements,
-        "block_bytes": format_.block_bytes,
+    return {name: getattr(format_, name) for name in _SHARED_TRAITS} | {
         "block_codes_at": format_.codes_at,
         "block_high_at": format_.high_at,
         "block_signs_at": format_.signs_at,
         "block_scales_at": format_.scales_at,
         "block_super_at": format_.super_at,
-        "codes": format_.codes,
-        "code_bits": format_.code_bits,
-        "low_bits": format_.low_bits,
-        "zero": format_.zero,
-        "scaling": format_.scaling,
-        "has_row_base": format_.has_row_base,
-        "is_streamed": format_.is_streamed,
-        "block_warps": format_.block_warps,
-        "streamed_chunks": format_.streamed_chunks,
-        "streamed_places": format_.streamed_places,
         "chunks": format_.unit_chunks,
-        "code_bytes": format_.code_bytes,
-        "high_bytes": format_.high_bytes,
         "scale_bytes": format_.scaling.scale_bytes,
         "super_bytes": format_.scaling.super_bytes,
-        "unit_bytes": format_.unit_bytes,
-        "units_per_copy": format_.units_per_copy,
     }
 
 

@@ -132,7 +132,9 @@ def test_tiles_are_given_the_shared_memory_that_their_kernels_count_on(arch: str
         ("Q4_K", 3072, 3072, "matmul/matmul_narrow"),  # two tiles of six partitions
         ("Q4_K", 2560, 9728, "matmul/matmul"),  # two of ten: 20 warps
         ("Q2_K", 3072, 3072, "matmul/matmul"),  # few words: two places in any block
-        ("Q8_0", 3072, 3072, "matmul/matmul"),
+        ("Q8_0", 3072, 3072, "matmul/matmul_narrow"),
+        ("Q8_0", 2880, 4096, "matmul/matmul"),  # two of eleven: 22 warps
+        ("Q5_0", 3072, 3072, "matmul/matmul"),
         ("IQ3_S", 3072, 3072, "matmul/matmul"),
     ],
 )
