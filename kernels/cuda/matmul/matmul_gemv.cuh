@@ -166,7 +166,10 @@ DEVICE void matmul_gemv(const SmallBatchParams& p) {
     rows.compute_now();
     if constexpr (INPUT == GEMV_NORMED) {
         const float factor = row.centre(p.norm, norm_sums);
-        if constexpr (STREAMED) copy_wait<0>();  // the norm's weights; else `make_ready` has waited
+        if constexpr (STREAMED) {
+            weights.prefetch_next();
+            copy_wait<0>();  // the norm's weights; else `make_ready` has waited
+        }
         row.scale(p.norm, norm_weights, factor,
                   [&](int column, float4 n) { *(uint2*)(shared + column * 2) = pack_quad(n); });
     } else {

@@ -123,6 +123,14 @@ class StreamedWeights {
         scales.compute_now();
     }
     DEVICE void make_ready(const Factors&, bool) {}  // the first unit is in registers
+    // Has the next group come into the L2 cache while a row is normed: x, which it would have delayed, is there.
+    DEVICE void prefetch_next() const {
+        constexpr int LINES = (L::unit_bytes + 127) / 128;
+        static_assert(LINES * UNITS <= 32, "a lane has each");
+        const int unit = UNITS == 1 ? 0 : lane / LINES, line = lane - unit * LINES;
+        if (next_tile < num_tiles && unit < min(UNITS, next_units) && line < LINES)
+            prefetch(next_unit - lane * CODE_BYTES + unit * (4 * L::unit_bytes) + line * 128);
+    }
 
     // Where in a row of x its partition begins.
     DEVICE u32 x_at() const { return first_unit * (L::chunks * 128); }
