@@ -1,5 +1,5 @@
-// The kernels of matmul_gemv.cuh, but for experts', in blocks of fewer warps, whose threads have registers for two places
-// of weights also in formats of more bits; see matmul.cu.
+// The kernels of matmul_gemv.cuh, but for experts', in blocks of fewer warps, whose threads have registers for two
+// places of weights also in formats of more bits; see matmul.cu.
 #include "matmul_gemv.cuh"
 
 constexpr int NARROW_WARPS = Layout<FORMAT>::narrow_warps;
