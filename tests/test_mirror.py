@@ -70,6 +70,7 @@ OF_MORE_THAN_A_MODULE = {
     "tests/worker/engine/test_equivalence_prompts.py": "nor what is told of its prompt",
     "tests/worker/model/families/test_conformance.py": "every family's references",
     "tests/worker/model/families/test_conformance_gpu.py": "the same on a GPU",
+    "tests/worker/model/families/test_routers.py": "the small mixtures' files, whose logits are compared",
     "tests/worker/model/test_formats.py": "every tensor type through whole models",
     "tests/worker/model/test_hostile.py": "damaged files through all that reads them",
 }

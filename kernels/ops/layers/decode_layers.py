@@ -65,7 +65,9 @@ def decode_layers_support(context: Context, model: Model) -> LayersSupport:
     found = obstacle(context.gpu, model)
     if found:
         other = streamed_layers_support(context, model)
-        return LayersSupport(f"{found}; for one token, {other.obstacle}") if other.obstacle else other
+        if not other.obstacle:
+            return other
+        return LayersSupport(found if other.obstacle == found else f"{found}; where layers are wide, {other.obstacle}")
     contexts = {count: CONTEXTS[count] for count in NUM_TOKENS if not obstacle(context.gpu, model, count)}
     if not fits_head(model.head, model.layers[0]):
         return LayersSupport(None, contexts)

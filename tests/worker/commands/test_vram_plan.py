@@ -116,8 +116,18 @@ def test_it_is_told_how_many_sequences_run_all_layers_in_one_kernel(
     ("family", "gpu", "why"),
     [
         ("qwen2", A100, "it is for Hopper (sm_90a), and this GPU is sm_80"),
-        ("qwen2", H100, "its blocks cannot share out matrices of these widths"),
-        ("llama", H100, "it is for heads of 64, and these have 128"),
+        (
+            "qwen2",
+            H100,
+            "its blocks cannot share out matrices of these widths; where layers are wide, it is for heads of 96, "
+            "and these have 64",
+        ),
+        (
+            "llama",
+            H100,
+            "it is for heads of 64, and these have 128; where layers are wide, it is for heads of 96, "
+            "and these have 128",
+        ),
         ("qwen3moe", H100, "it is for layers without experts"),
         ("gpt-oss", H100, "it is for models of Llama's family, and this is gpt-oss"),
     ],
