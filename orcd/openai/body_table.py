@@ -208,7 +208,7 @@ _CHAT: dict[str, Treatment] = {
 _COMPLETIONS: dict[str, Treatment] = {
     **_OWN,
     **_COMMON,
-    "prompt": Combined("text, or token ids; one prompt a request"),
+    "prompt": Combined("text, or token ids; at a gateway a list of several, too"),
     "max_tokens": Read("max_tokens", _none_if(-1)),
     "n_predict": Read("max_tokens", _none_if(-1)),
     "logprobs": Read("logprobs"),

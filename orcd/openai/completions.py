@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orcd.errors import InvalidRequest
@@ -15,6 +16,9 @@ from orcd.result import Choice, Result
 
 MAX_TOKENS = 16
 """What OpenAI takes where a body says nothing; a model without end tokens would fill its whole context."""
+MAX_PROMPTS = 128
+"""Prompts of one body at most: each is a job of its own."""
+_NAMES_PROMPT = re.compile(r"prompt[:\[]")
 
 
 def parse(body: Any, defaults: Mapping[str, Any]) -> Request:
@@ -26,22 +30,61 @@ def parse(body: Any, defaults: Mapping[str, Any]) -> Request:
     return fields.to_request({"max_tokens": MAX_TOKENS, **defaults})
 
 
+def parse_all(body: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Request]:
+    """The request of each prompt, of which a body may have several. Raises `InvalidRequest` naming the field."""
+    prompts = body.get("prompt")
+    if not isinstance(prompts, list) or len(prompts) < 2 or not isinstance(prompts[0], str | list):
+        return [parse(body, defaults)]
+    if len(prompts) > MAX_PROMPTS:
+        raise InvalidRequest(f"prompt: {len(prompts)} prompts, at most {MAX_PROMPTS} are for one request; send several")
+    found = []
+    for index, prompt in enumerate(prompts):
+        try:
+            if not isinstance(prompt, str | list):
+                raise InvalidRequest("prompt: must be text or token ids, as the others")
+            found.append(parse({**body, "prompt": [prompt]}, defaults))
+        except InvalidRequest as error:
+            message = error.message
+            raise InvalidRequest(of_prompt(index, message) if _NAMES_PROMPT.match(message) else message) from None
+    return found
+
+
+def of_prompt(index: int, message: str) -> str:
+    """An error's message that says which of several prompts it is about."""
+    if _NAMES_PROMPT.match(message):
+        return f"prompt[{index}]{message.removeprefix('prompt')}"
+    return f"prompt[{index}]: {message}"
+
+
 def response(body: Mapping[str, Any], result: Result, created_s: int) -> dict[str, Any]:
     """The ``text_completion`` object of a job that succeeded."""
-    prompt = body["prompt"] if body.get("echo") else ""
-    echoed = prompt[0] if isinstance(prompt, list) else prompt
+    return response_of_all(body, [result], created_s)
+
+
+def response_of_all(body: Mapping[str, Any], results: Sequence[Result], created_s: int) -> dict[str, Any]:
+    """The ``text_completion`` object of the jobs of all prompts, which succeeded: prompt by prompt their choices."""
+    first = results[0]
+    choices: list[dict[str, Any]] = []
+    for echoed, result in zip(echoes(body, len(results)), results, strict=True):
+        for choice in result.choices:
+            choices.append({**_choice(len(choices), choice, echoed), **logprobs.of_prompt(result)})
     return {
-        "id": f"cmpl-{result.job_id}",
+        "id": f"cmpl-{first.job_id}",
         "object": "text_completion",
         "created": created_s,
-        "model": result.model or body.get("model"),
-        "choices": [
-            {**_choice(index, choice, echoed), **logprobs.of_prompt(result)}
-            for index, choice in enumerate(result.choices)
-        ],
-        "usage": usage(result),
-        "system_fingerprint": result.fingerprints[-1] if result.fingerprints else None,
+        "model": first.model or body.get("model"),
+        "choices": choices,
+        "usage": usage(*results),
+        "system_fingerprint": first.fingerprints[-1] if first.fingerprints else None,
     }
+
+
+def echoes(body: Mapping[str, Any], num_prompts: int) -> list[str]:
+    """What the answers to each prompt begin with."""
+    if not body.get("echo"):
+        return [""] * num_prompts
+    prompts = body["prompt"]
+    return prompts if isinstance(prompts, list) else [prompts]
 
 
 def _choice(index: int, choice: Choice, echoed: str) -> dict[str, Any]:
@@ -58,7 +101,7 @@ def _read_prompt(fields: BodyFields) -> None:
     prompt = fields.combined.get("prompt")
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
         if len(prompt) > 1:
-            raise InvalidRequest("prompt: only one prompt a request is supported; send a request for each")
+            raise InvalidRequest("prompt: only one prompt is supported here; send a request for each")
         prompt = prompt[0]
     if isinstance(prompt, list):
         fields.put("prompt_token_ids", prompt, "prompt")

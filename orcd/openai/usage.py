@@ -8,13 +8,15 @@ from orcd.events import End
 from orcd.result import Result
 
 
-def usage(ended: Result | End) -> dict[str, Any]:
-    """As chat completions and completions have it."""
+def usage(*ended: Result | End) -> dict[str, Any]:
+    """As chat completions and completions have it: of all jobs that answer a call."""
+    tokens_in = sum(each.tokens_in for each in ended)
+    tokens_out = sum(each.tokens_out for each in ended)
     return {
-        "prompt_tokens": ended.tokens_in,
-        "completion_tokens": ended.tokens_out,
-        "total_tokens": ended.tokens_in + ended.tokens_out,
-        "prompt_tokens_details": {"cached_tokens": ended.cached_tokens},
+        "prompt_tokens": tokens_in,
+        "completion_tokens": tokens_out,
+        "total_tokens": tokens_in + tokens_out,
+        "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in ended)},
     }
 
 

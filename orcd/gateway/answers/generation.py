@@ -1,9 +1,11 @@
-"""``/v1/chat/completions`` and ``/v1/completions``: a job, answered whole or as a stream."""
+"""``/v1/chat/completions`` and ``/v1/completions``: a job for each prompt, answered whole or as a stream."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -14,13 +16,17 @@ from orcd.gateway.answers import sse
 from orcd.gateway.answers.chunks import Chunks
 from orcd.gateway.answers.delivery import Delivery
 from orcd.gateway.answers.event_reader import EventReader
-from orcd.gateway.answers.jobs import check_owner, submit
+from orcd.gateway.answers.jobs import cancel, check_owner, submit_all
 from orcd.gateway.answers.whole_answer import WholeAnswer
 from orcd.gateway.api_error import ApiError
 from orcd.gateway.endpoint import Call, endpoint
-from orcd.openai.endpoints import parse_body
+from orcd.openai.completions import echoes, parse_all, response_of_all
+from orcd.openai.endpoints import DEFAULTS, parse_body, response_body
+from orcd.request import Request
+from orcd.result import Result
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+_DEFAULTS = {"on_disconnect": "cancel"}
 _EVENT_ID = re.compile(r"([A-Za-z0-9_.:-]{1,128}):(\d{1,18})")
 
 
@@ -39,26 +45,42 @@ async def completions(call: Call) -> Response:
 async def _answer(call: Call, url: str) -> Response:
     body = await call.json()
     delivery = Delivery.read(body)
-    request = parse_body(url, body, {"on_disconnect": "cancel"})
+    requests = _parse(url, body)
+    request = requests[0]  # what is asked of all prompts alike
     if delivery.streams and request.prompt_logprobs is not None:
         raise InvalidRequest("prompt_logprobs: needs stream false, as chunks have no place for them")
     call.check_model(request.model)
     last_event_id = call.request.headers.get("last-event-id")
     if delivery.streams and last_event_id is not None:
+        if len(requests) > 1:
+            raise ApiError(400, "Last-Event-ID: a stream of several prompts has no such ids", param="Last-Event-ID")
         job_id, num_seen = _resumed(call, last_event_id)
+        job_ids = [job_id]
     else:
-        job_id, num_seen = await submit(call, request), None
+        job_ids, num_seen = await submit_all(call, requests), None
     if not delivery.streams:
-        return WholeAnswer(call, url, body, job_id)
+        return WholeAnswer(call, partial(_respond, url, body), job_ids)
     chunks = Chunks(
-        job_id,
+        job_ids[0],
         request.model or "",
         is_chat=url == CHAT,
         include_usage=delivery.include_usage,
         num_choices=request.n,
-        echo=str(request.prompt) if body.get("echo") else "",
+        echoes=echoes(body, len(requests)),
     )
-    return _StreamedAnswer(call, chunks, job_id, num_seen)
+    return _StreamedAnswer(call, chunks, job_ids, num_seen)
+
+
+def _parse(url: str, body: Mapping[str, Any]) -> list[Request]:
+    if url == CHAT:
+        return [parse_body(url, body, _DEFAULTS)]
+    return parse_all(body, {**DEFAULTS, **_DEFAULTS})
+
+
+def _respond(url: str, body: Mapping[str, Any], results: Sequence[Result], created_s: int) -> dict[str, Any]:
+    if url == CHAT:
+        return response_body(url, body, results[0], created_s)
+    return response_of_all(body, results, created_s)
 
 
 def _resumed(call: Call, last_event_id: str) -> tuple[str, int]:
@@ -71,39 +93,50 @@ def _resumed(call: Call, last_event_id: str) -> tuple[str, int]:
 
 
 class _StreamedAnswer(Response):
-    """Follows a job, from behind the tokens that the client has."""
+    """Follows a job from behind the tokens that the client has, or those of several prompts from their beginning."""
 
-    def __init__(self, call: Call, chunks: Chunks, job_id: str, num_seen: int | None) -> None:
+    def __init__(self, call: Call, chunks: Chunks, job_ids: Sequence[str], num_seen: int | None) -> None:
         super().__init__()
         self._call = call
         self._chunks = chunks
-        self._job_id = job_id
+        self._job_ids = job_ids
         self._num_seen = num_seen
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with EventReader(self._call.gateway.client, self._job_id) as reader:
-            await reader.wait_for_start()
+        async with EventReader(self._call.gateway.client, *self._job_ids) as reader:
+            try:
+                await reader.wait_for_start()
+            except ApiError:
+                await cancel(self._call, self._job_ids)
+                raise
             await sse.response(self._frames(reader), _failure)(scope, receive, send)
 
     async def _frames(self, reader: EventReader) -> AsyncGenerator[bytes, None]:
         num_seen = self._num_seen or 0
-        async for event in reader.events(sse.PING_S):
-            if event is None:
+        async for found in reader.events(sse.PING_S):
+            if found is None:
                 yield sse.PING
                 continue
+            job, event = found
             before = self._chunks.num_tokens
-            made = self._chunks.feed(event)
+            made = self._chunks.feed(event, job)
             if isinstance(event, Error):
-                yield sse.frame(ApiError.of_event(event).body)
-            elif before < num_seen < self._chunks.num_tokens:
+                await cancel(self._call, self._job_ids)
+                yield sse.frame(reader.failure(job, event).body)
+                break
+            if before < num_seen < self._chunks.num_tokens:
                 yield sse.frame(sse.CANNOT_RESUME.body)
                 return
             elif before < num_seen or (isinstance(event, Started) and self._num_seen is not None):
                 continue
             # Behind what was seen, the news that a choice has ended may come a second time: it has no token.
             for chunk in made:
-                yield sse.frame(chunk, event_id=f"{self._job_id}:{self._chunks.num_tokens}")
+                yield sse.frame(chunk, event_id=self._event_id())
         yield sse.DONE
+
+    def _event_id(self) -> str:
+        """What the client goes on behind: of several prompts no one number says it."""
+        return f"{self._job_ids[0]}:{self._chunks.num_tokens}" if len(self._job_ids) == 1 else ""
 
 
 def _failure(error: ApiError) -> bytes:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from orcd.errors import InvalidRequest, ModelNotServed
+from orcd.errors import InvalidRequest, ModelNotServed, QueueFull
 from orcd.gateway.api_error import ApiError, model_not_served
 from orcd.gateway.api_keys import ID_DIGITS, TENANT_IS_KEY, ApiKey, is_made_by, new_id
 from orcd.gateway.endpoint import Call
@@ -29,12 +30,16 @@ class Kept:
     result: Result
 
 
-def job_id_for(key: ApiKey, idempotency_key: str | None = None) -> str:
-    """An id that only this API key may use: one that nobody can guess, or the same for the same ``idempotency_key``."""
+def job_id_for(key: ApiKey, idempotency_key: str | None = None, index: int = 0) -> str:
+    """An id that only this API key may use: one that nobody can guess, or the same for the same ``idempotency_key``.
+
+    ``index`` is the job's among those of one call.
+    """
     if idempotency_key is None:
         return new_id("", key.tag)
     text = idempotency_key.encode("utf-8", "surrogateescape")
-    return key.tag + hashlib.sha256(key.digest + b" orcd:idempotency_key:" + text).hexdigest()[:ID_DIGITS]
+    place = b" orcd:idempotency_key" + (b"[%d]:" % index if index else b":")
+    return key.tag + hashlib.sha256(key.digest + place + text).hexdigest()[:ID_DIGITS]
 
 
 def check_owner(call: Call, job_id: str) -> None:
@@ -56,17 +61,46 @@ async def submit(call: Call, request: Request, *, in_background: bool = False) -
     Raises `InvalidRequest` if it names a tenant although it has a key, which is its tenant; and `ApiError` 404 if no
     worker has served its model in the last minute: only what is ``in_background`` may wait for one.
     """
-    if call.key.tag:
-        if request.tenant is not None:
-            raise InvalidRequest(TENANT_IS_KEY)
-        request = msgspec.structs.replace(request, tenant=call.key.tag)
     job_id = job_id_for(call.key, call.request.headers.get("idempotency-key"))
-    trace = trace_parent(call.request.headers.get("traceparent"))
-    fields = msgspec.structs.asdict(request) | ({"traceparent": trace} if trace else {})
+    fields = _fields(call, request)
     try:
         return await call.gateway.client.submit(job_id=job_id, fail_fast=not in_background, **fields)
     except ModelNotServed:
         raise model_not_served() from None
+
+
+async def submit_all(call: Call, requests: Sequence[Request]) -> list[str]:
+    """`submit` for the jobs of one call.
+
+    Where the queue has no place for all, none is left there, but for those that the same call would find again.
+    """
+    first = await submit(call, requests[0])  # alone: what is wrong with all is told as of one
+    if len(requests) == 1:
+        return [first]
+    key = call.request.headers.get("idempotency-key")
+    job_ids = [job_id_for(call.key, key, index) for index in range(1, len(requests))]
+    try:
+        await call.gateway.client.submit_many([_fields(call, each) for each in requests[1:]], job_ids, fail_fast=True)
+    except QueueFull as error:
+        if key is None:
+            await cancel(call, [first, *error.stored])
+        raise QueueFull("too many jobs wait for one of each prompt; send the call again later") from None
+    return [first, *job_ids]
+
+
+async def cancel(call: Call, job_ids: Sequence[str]) -> None:
+    """Cancel jobs of the caller; those that have ended stay as they are."""
+    await asyncio.gather(*map(call.gateway.client.cancel, job_ids))
+
+
+def _fields(call: Call, request: Request) -> dict[str, Any]:
+    """The fields of a job of the caller. Raises `InvalidRequest` as `submit` does."""
+    if call.key.tag:
+        if request.tenant is not None:
+            raise InvalidRequest(TENANT_IS_KEY)
+        request = msgspec.structs.replace(request, tenant=call.key.tag)
+    trace = trace_parent(call.request.headers.get("traceparent"))
+    return msgspec.structs.asdict(request) | ({"traceparent": trace} if trace else {})
 
 
 async def keep(call: Call, job_id: str, body: Mapping[str, Any]) -> None:

@@ -44,7 +44,7 @@ async def create(call: Call) -> Response:
         return _Stream(call, job_id, NOTHING_SEEN)
     if background:
         return await _current(call, job_id)
-    return WholeAnswer(call, URL, body, job_id, REFUSALS)
+    return WholeAnswer(call, lambda results, created_s: response(body, results[0], created_s), [job_id], REFUSALS)
 
 
 @endpoint
@@ -149,10 +149,11 @@ class _Stream(Response):
         for made in events.begin():
             if made["sequence_number"] > self._seen:
                 yield _frame(made)
-        async for event in reader.events(sse.PING_S):
-            if event is None:
+        async for found in reader.events(sse.PING_S):
+            if found is None:
                 yield sse.PING
                 continue
+            _, event = found
             before = events.num_tokens
             for made in events.feed(event):
                 if before < num_seen < events.num_tokens:

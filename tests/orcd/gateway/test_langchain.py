@@ -69,3 +69,12 @@ def test_errors_are_those_of_openai(open_chat: OpenChat, failing_worker: Failing
         open_chat().invoke("count")
     with pytest.raises(openai.APIError, match="does not fit"):
         list(open_chat().stream("count"))
+
+
+def test_several_prompts_are_completed_in_one_call(url: str, worker: AnsweringWorker) -> None:
+    langchain_openai = pytest.importorskip("langchain_openai", reason="is among the dev dependencies only")
+    with httpx.Client(timeout=60, verify=NO_TLS) as client:
+        fields = {"model": "demo", "api_key": "none", "http_client": client, "max_retries": 0}
+        found = langchain_openai.OpenAI(base_url=url, **fields).generate(["count", "count on"])
+    assert [each.text for (each,) in found.generations] == [" 1 2 3"] * 2
+    assert found.llm_output["token_usage"]["completion_tokens"] == 6

@@ -8,7 +8,7 @@ import pytest
 
 from orcd.errors import InvalidRequest
 from orcd.openai import completions
-from orcd.result import Choice
+from orcd.result import Choice, Result
 from tests.orcd.openai.results import LOGPROBS, result
 
 
@@ -40,7 +40,7 @@ def test_a_prompt_is_token_ids(prompt: Any) -> None:
         (5, "prompt: expected `str | null`"),
         ([], "prompt: expected `array` of length >= 1"),
         ([1, "x"], "prompt[1]: expected `int`"),
-        (["a", "b"], "prompt: only one prompt a request is supported"),
+        (["a", "b"], "prompt: only one prompt is supported here; send a request for each"),
     ],
 )
 def test_any_other_prompt_is_refused_by_name(prompt: Any, said: str) -> None:
@@ -111,3 +111,52 @@ def test_every_choice_has_the_log_probabilities_of_the_prompt() -> None:
     assert parse(prompt="x", prompt_logprobs=0).prompt_logprobs == 0
     answer = completions.response({"prompt": "x"}, result(Choice("a"), Choice("b"), prompt_logprobs=[None]), 0)
     assert [choice["prompt_logprobs"] for choice in answer["choices"]] == [[None], [None]]
+
+
+@pytest.mark.parametrize("prompts", [["a", "b"], [[3], [4, 5]], ["a", [3]]])
+def test_a_body_may_have_several_prompts(prompts: list[Any]) -> None:
+    alone = [parse(prompt=prompt, seed=5) for prompt in prompts]
+    assert completions.parse_all({"prompt": prompts, "seed": 5}, {}) == alone
+
+
+@pytest.mark.parametrize("prompt", ["a", ["a"], [3, 4], [[3, 4]]])
+def test_a_body_with_one_prompt_is_one_request(prompt: Any) -> None:
+    assert completions.parse_all({"prompt": prompt}, {}) == [parse(prompt=prompt)]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"prompt": ["a", ""]}, "prompt[1]: must not be empty"),
+        ({"prompt": ["a", 5]}, "prompt[1]: must be text or token ids"),
+        ({"prompt": ["a", None]}, "prompt[1]: must be text or token ids"),
+        ({"prompt": [["a"], ["b"]]}, "prompt[0][0]: expected `int`"),
+        ({"prompt": [[1], [1, "x"]]}, "prompt[1][1]: expected `int`"),
+        ({"prompt": ["a", "b"], "temperature": 9}, "temperature: "),
+        ({"prompt": ["a", [1]], "echo": True}, "echo: needs a prompt of text"),
+        ({"prompt": ["a"] * 129}, "prompt: 129 prompts, at most 128"),
+        ({"prompt": []}, "prompt: expected `array` of length >= 1"),
+    ],
+)
+def test_what_is_wrong_with_one_of_several_prompts_is_told_by_its_place(body: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        completions.parse_all(body, {})
+    assert caught.value.message.startswith(said)
+
+
+def test_a_worker_s_error_says_which_prompt() -> None:
+    assert completions.of_prompt(1, "the prompt has 9 tokens") == "prompt[1]: the prompt has 9 tokens"
+    assert completions.of_prompt(1, "prompt: has no tokens") == "prompt[1]: has no tokens"
+
+
+def test_choices_of_several_prompts_come_prompt_by_prompt() -> None:
+    first = result(Choice(" rain", finish_reason="stop"), Choice(" sun"), prompt_logprobs=[None])
+    second = Result("job2", "succeeded", [Choice(" x"), Choice(" y", logprobs=LOGPROBS)], tokens_in=1, tokens_out=2)
+    body = {"prompt": ["The", "A"], "echo": True}
+    answer = completions.response_of_all(body, [first, second], 5)
+    assert (answer["id"], answer["created"], answer["system_fingerprint"]) == ("cmpl-job1", 5, "new")
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert [choice["text"] for choice in answer["choices"]] == ["The rain", "The sun", "A x", "A y"]
+    assert answer["choices"][3]["logprobs"]["text_offset"][0] == 1
+    assert ["prompt_logprobs" in choice for choice in answer["choices"]] == [True, True, False, False]
+    assert answer["usage"]["total_tokens"] == 15

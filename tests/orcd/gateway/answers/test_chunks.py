@@ -87,3 +87,32 @@ def test_log_probabilities_of_completions_know_where_their_tokens_begin() -> Non
     assert [chunk["choices"][0]["logprobs"]["text_offset"] for chunk in found[:2]] == [[0], [1]]
     chat = made(events)
     assert chat[1]["choices"][0]["logprobs"]["content"][0]["token"] == "a"
+
+
+def test_chunks_of_several_jobs_are_those_of_one_answer() -> None:
+    options = {"is_chat": False, "include_usage": True, "num_choices": 2, "echoes": ["x", ""]}
+    chunks = Chunks("j", "asked", **options)  # type: ignore[arg-type]
+    log: list[tuple[int, Event]] = [
+        (1, Started("k", "m", 7000, 1)),
+        (1, Token("a", 1, [1], choice=1)),
+        (0, STARTED),
+        (0, Token("b", 1, [1], choice=1)),
+        (1, Token("", 2, [2], choice=1, finish="stop")),
+        (1, END),
+        (0, END),
+    ]
+    found = [chunk for job, event in log for chunk in chunks.feed(event, job)]
+    texts = [(chunk["choices"][0]["index"], chunk["choices"][0]["text"]) for chunk in found[:-1]]
+    assert texts == [(3, "a"), (0, "x"), (1, "x"), (1, "b"), (3, "")]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in found[:-1]] == [None] * 4 + ["stop"]
+    assert {(chunk["id"], chunk["created"]) for chunk in found} == {("cmpl-j", 7)}
+    assert (found[-1]["choices"], found[-1]["usage"]["total_tokens"]) == ([], 14)
+
+
+def test_of_several_jobs_with_one_choice_each_has_its_reason() -> None:
+    chunks = Chunks("j", "asked", is_chat=False, include_usage=False, num_choices=1, echoes=["", ""])
+    found = [chunk for job in (1, 0) for event in (STARTED, END) for chunk in chunks.feed(event, job)]
+    assert [(chunk["choices"][0]["index"], chunk["choices"][0]["finish_reason"]) for chunk in found] == [
+        (1, "stop"),
+        (0, "stop"),
+    ]

@@ -64,6 +64,29 @@ def test_completions_stream_and_echo(sdk: openai.OpenAI) -> None:
     assert "".join(chunk.choices[0].text for chunk in chunks) == "0 1 2 3"
 
 
+def test_several_prompts_stream_as_choices_of_one_answer(sdk: openai.OpenAI) -> None:
+    options: Any = {"include_usage": True}
+    *chunks, last = sdk.completions.create(
+        model="demo", prompt=["0", "1"], echo=True, stream=True, stream_options=options
+    )
+    for index in range(2):
+        choices = [chunk.choices[0] for chunk in chunks if chunk.choices[0].index == index]
+        assert "".join(choice.text for choice in choices) == f"{index} 1 2 3"
+        assert choices[-1].finish_reason == "length"
+    assert last.usage is not None
+    assert (last.choices, last.usage.completion_tokens) == ([], 6)
+    assert len({(chunk.id, chunk.created) for chunk in (*chunks, last)}) == 1
+
+
+def test_a_stream_of_several_prompts_has_no_ids_to_go_on_behind(http: httpx.Client, worker: AnsweringWorker) -> None:
+    body = {"model": "demo", "prompt": ["0", "1"], "stream": True}
+    frames = frames_of(http.post("/completions", json=body))
+    assert frames.pop() == {"data": "[DONE]"}
+    assert {"".join(frame) for frame in frames} == {"data"}
+    refused = http.post("/completions", json=body, headers={"Last-Event-ID": f"{'0' * 32}:1"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "Last-Event-ID")
+
+
 def test_a_chat_goes_on_behind_the_last_event_that_arrived(http: httpx.Client, worker: AnsweringWorker) -> None:
     whole = http.post("/chat/completions", json=STREAM)
     frames = frames_of(whole)

@@ -28,6 +28,8 @@ def test_an_idempotency_key_gives_each_caller_an_id_of_his_own() -> None:
     assert job_id_for(ONE, "a") == job_id_for(ONE, "a")
     ids = {job_id_for(key, text) for key in (ANYBODY, ONE, TWO) for text in ("a", "b", "", "\udcff")}
     assert len(ids) == 12
+    ids |= {check_job_id(job_id_for(ONE, text, index)) for text in ("a", "a[1]:") for index in (1, 2)}
+    assert len(ids) == 16
 
 
 def test_each_key_is_a_tenant_and_names_no_other(
