@@ -92,9 +92,15 @@ class UrlFolder:
         place = self._at(name)
         copy = f"{place}.{token_hex(4)}.new" if renames else place
         with reaching():
-            self._system.put_file(str(path), copy)
-            if renames:
-                self._system.mv(copy, place)
+            try:
+                self._system.put_file(str(path), copy)
+                if renames:
+                    self._system.mv(copy, place)
+            except Exception:
+                if renames:  # each try has a copy of its own, and they would fill what may be full already
+                    with suppress(Exception):
+                        self._system.rm_file(copy)
+                raise
 
     def upload_part(self, path: Path, name: str) -> None:
         """Copy the file at ``path``, from which there is more to come."""

@@ -207,6 +207,21 @@ def test_nobody_sees_a_part_that_is_half_written(tmp_path: Path, monkeypatch: py
     assert folder.names("") == ["a.part"]
 
 
+@pytest.mark.parametrize("step", ["put_file", "mv"])
+def test_nothing_is_left_of_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    folder = UrlFolder(f"file://{tmp_path}/files")
+
+    def fail(_: Any, source: str, target: str) -> None:
+        Path(target).write_bytes(Path(source).read_bytes())
+        raise OSError
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("file"), step, fail)
+    (tmp_path / "a").write_bytes(b"one")
+    with pytest.raises(ApiError):
+        folder.upload(tmp_path / "a", "a")
+    assert not [name for name in folder.names("") if name != "a"]
+
+
 def test_a_file_that_nobody_has_is_not_fetched(memory: str) -> None:
     folder = UrlFolder(memory)
     with folder.workplace() as place:
