@@ -228,11 +228,10 @@ class PromptEncoder:
 
     def _form_of(self, request: Request) -> AnswerForm:
         """What to look for in the answer. One that must be a document is text from its first token on."""
-        may_call = request.tools and self._grammars_of_answers.take_calls and request.structured_outputs is None
+        form = self._answer_form.with_tools(request.tools or (), ends_with_call=not request.parallel_tool_calls)
+        may_call = form.tool_names and self._grammars_of_answers.take_calls and request.structured_outputs is None
         is_document = structured_output(request) is not None and not may_call
-        if request.messages is None or is_document:
-            return ALL_TEXT
-        return self._answer_form.with_tools(request.tools or (), ends_with_call=not request.parallel_tool_calls)
+        return ALL_TEXT if request.messages is None or is_document else form
 
     def _prompt(self, request: Request, ready: Limits, ids: list[int], grammar: str, min_tokens: int | None) -> Prompt:
         if not ids:

@@ -77,6 +77,15 @@ def test_an_answer_with_a_form_may_be_calls_of_tools_instead(tmp_path: Path) -> 
         assert encoded(encoder, request(**CHAT, response_format=FORMAT)).grammar == document, "how to call is not known"
 
 
+def test_an_answer_with_a_form_is_text_where_no_tool_has_a_name(tmp_path: Path) -> None:
+    thinking = templates.CHATML + "{% if false %}</think>{% endif %}<think>"
+    with closing(_encoder_with(thinking, tmp_path)) as encoder:
+        prompt = encoded(encoder, request(**{**CHAT, "tools": [{"function": {}}]}, response_format=FORMAT))
+    assert prompt.grammar == grammar_text("json_schema", SCHEMA)
+    detokenizer, ids = prompt.detokenizer(), tokenizer_of(BYTE_LEVEL).encode('{"name": "x"}', add_special=False)
+    assert detokenizer.feed(ids).text + detokenizer.finish().text == '{"name": "x"}'
+
+
 def _encoder_with(template: str, folder: Path) -> PromptEncoder:
     path = folder / "template.jinja"
     path.write_text(template)
