@@ -129,8 +129,12 @@ class _Writer:
                 raise _misfit(index) from None
         if self._is_named:
             return f"tool{index}: {self.text(name)} {self.text('[ARGS]')} @arguments{index}"
-        key = "parameters" if self._syntax == LLAMA3 else "arguments"
-        before = json.dumps(f'{{"name": {json.dumps(name)}, "{key}": ', ensure_ascii=False)
+        if self._syntax == LLAMA3:
+            # Each as in a document, which may stand in the place of calls: behind its { only a longer text could come.
+            texts = ["{", '"name"', ":", " ", json.dumps(name), ",", " ", '"parameters"', ":", " "]
+        else:
+            texts = [f'{{"name": {json.dumps(name)}, "arguments": ']
+        before = " ".join(json.dumps(text, ensure_ascii=False) for text in texts)
         return f'tool{index}: {before} @arguments{index} "}}"'
 
     def _written(self, rule: str, name: str, parameters: Mapping[str, Any]) -> Iterator[str]:

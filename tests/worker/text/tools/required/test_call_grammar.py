@@ -105,6 +105,18 @@ def test_a_document_may_stand_in_the_place_of_calls(syntax: CallSyntax, reasonin
     assert kinds == {False, True}
 
 
+@pytest.mark.parametrize("syntax", [HERMES, LLAMA3, MISTRAL, PHI4, FUNCTOOLS, QWEN_CODER, GLM, GEMMA4])
+@pytest.mark.parametrize("text", ['{"city": "x"}', '{"name": "Ada"}', '{"name": "weather", "city": "x"}'])
+def test_such_a_document_may_begin_as_a_call_does(syntax: CallSyntax, text: str) -> None:
+    """Llama's calls are objects, too."""
+    form, tokenizer = AnswerForm(syntax), tokenizer_of(BYTE_LEVEL)
+    document = grammar_text("json_schema", {"properties": {"name": {"type": "string"}, "city": {"type": "string"}}})
+    grammar = call_grammar(form, TOOLS, tokenizer, thinks=False, document=document)
+    matcher = compiler_of(BYTE_LEVEL).compile(grammar)
+    matcher.restore(tokenizer.encode(text, add_special=False), 1000)
+    assert parts_of(text, form, []).answer == text
+
+
 def test_only_the_tools_that_may_be_called_are() -> None:
     grammar = call_grammar(AnswerForm(HERMES), TOOLS[1:], tokenizer_of(BYTE_LEVEL), thinks=False)
     names = {
