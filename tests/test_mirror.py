@@ -36,7 +36,6 @@ WITHOUT_TESTS = {
             "rate_limit": "test_app",
             "answers/delivery": "answers/test_generation",
             "answers/sse": "answers/test_generation",
-            "answers/whole_answer": "answers/test_generation",
             "batches/batch_task": "batches/test_batches",
             "batches/file_store": "batches/test_files",
             "batches/pages": "batches/test_files",

@@ -122,21 +122,22 @@ def test_a_gateway_without_a_folder_says_so(http: httpx.Client) -> None:
     assert "--files-dir" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("kind", ["input_file_id", "output_file_id", "error_file_id"])
-def test_a_file_that_a_batch_needs_cannot_be_deleted_before_that_has_ended(
-    sdk: openai.OpenAI, worker: AnsweringWorker, monkeypatch: pytest.MonkeyPatch, kind: str
+def test_files_that_a_batch_needs_cannot_be_deleted_before_that_has_ended(
+    sdk: openai.OpenAI, worker: AnsweringWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_runner, "LOOK_S", 0.05)
     worker.max_jobs = 1
     batch_id = begin(sdk, line("a"), line("b"), line("c", nonsense=1))
     wait_until(lambda: sdk.batches.retrieve(batch_id).request_counts.completed == 1)
-    file_id = getattr(sdk.batches.retrieve(batch_id), kind)
-    with pytest.raises(openai.ConflictError) as caught:
-        sdk.files.delete(file_id)
-    assert (caught.value.param, caught.value.code) == ("file_id", "file_in_use")
+    batch = sdk.batches.retrieve(batch_id)
+    file_ids = (batch.input_file_id, batch.output_file_id, batch.error_file_id)
+    for file_id in file_ids:
+        with pytest.raises(openai.ConflictError) as caught:
+            sdk.files.delete(file_id)
+        assert (caught.value.param, caught.value.code) == ("file_id", "file_in_use")
     worker.max_jobs = 2
     assert ended(sdk, batch_id).request_counts.completed == 2
-    assert sdk.files.delete(file_id).deleted
+    assert all(sdk.files.delete(file_id).deleted for file_id in file_ids)
 
 
 @pytest.mark.parametrize("field", ["expires_after[seconds]", "nonsense"])
