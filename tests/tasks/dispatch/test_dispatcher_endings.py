@@ -17,7 +17,7 @@ from orcd.store.enqueue import Message, RecordedMessage
 from tasks.celery_ext.revocation import ERRORS, revoke_tasks
 from tasks.dispatch import maintenance
 from tests.conftest import wait_until
-from tests.orcd.job_record import Ears, J, age, logged, make_due_again, recorded, set_deadline, state
+from tests.orcd.job_record import Ears, J, age, let_lease_run_out, logged, make_due_again, recorded, set_deadline, state
 from tests.tasks.dispatch.scripted_worker import ScriptedWorker
 
 LIMIT_S = 600
@@ -82,7 +82,7 @@ def revoke(scene: Scene) -> None:
 
 
 def let_queue_limit_pass(scene: Scene) -> None:
-    wait_until(lambda: scene.store.redis.zcard(schema.SERVED))  # by workers, when they first renew
+    scene.store.renew({}, is_ready=True)  # as a worker says regularly that it serves its queues
     scene.store.redis.hset(schema.job_key(J), "queued_ms", 1)
     if state(scene.store) == "queued":
         make_due_again(scene.store, J)
@@ -184,6 +184,8 @@ def test_a_job_ends_once_and_leaves_nothing_behind(scene: Scene, way: Way, place
     if "on_disconnect" in way.fields:
         ears.close()
     way.act(scene)
+    if place == "worker dead":
+        let_lease_run_out(scene.store)
     final, code = way.final, way.code
     if place in way.goes_on:
         time.sleep(0.5)
