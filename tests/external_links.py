@@ -14,8 +14,9 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
+from tests.pages import PATHS
+
+PAGES = tuple(PATHS.values())
 LINK = re.compile(r"\]\((https?://[^)\s]+)\)")
 TIMEOUT_S = 20
 MAX_AT_ONCE = 8

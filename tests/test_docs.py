@@ -36,11 +36,11 @@ from tasks.local.redis_server import RedisServer
 from tests.conftest import DEMO_MODEL, emptied
 from tests.orcd.cli.command_line import run_with_program
 from tests.orcd.gateway.gateway_process import GatewayProcess
+from tests.pages import PATHS
+from tests.pages import TEXTS as PAGES
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {page.name: page.read_text(encoding="utf-8") for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))}
 VERBS = {*itertools.chain(*MODULES.values()), "engine", "queue", *queue_commands.dead.commands}
 
 
@@ -135,13 +135,12 @@ def test_every_make_target_exists(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_into_the_project_leads_somewhere(page: str) -> None:
-    folder = ROOT if (ROOT / page).exists() else ROOT / "docs"
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)[^)]*\)", PAGES[page]):
-        assert (folder / target).exists(), target
+        assert (PATHS[page].parent / target).exists(), target
 
 
 def test_the_first_paragraph_says_what_it_is_in_three_sentences() -> None:
-    paragraph = README.split("\n\n")[1]
+    paragraph = PAGES["README.md"].split("\n\n")[1]
     assert len(re.findall(r"\.(?:\s|$)", paragraph)) == 3
 
 

@@ -30,10 +30,10 @@ from orcd.store import schema
 from tasks.local.redis_server import RedisServer, _free_port
 from tests.conftest import emptied, wait_until
 from tests.orcd.cli.command_line import run_apart
+from tests.pages import TEXTS as PAGES
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
 ROOT = Path(__file__).parents[1]
-PAGES = {page.name: page.read_text(encoding="utf-8") for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 BLOCK = re.compile(r"(?:^<!-- (?P<mark>run by|not run): (?P<note>[^>]*?) -->\n)?^```sh\n(?P<text>.*?)^```", re.M | re.S)
 PAGE_MARK = re.compile(r"^<!-- commands of this page not run: ([^>]+) -->$", re.M)
