@@ -1,4 +1,4 @@
-"""Random weights in every format for tests of kernels, with their values in float64."""
+"""Random weights in every format for tests of kernels, with their values in float64, and weights of zeros."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ def random_weight(name: str, shape: tuple[int, ...], rng: np.random.Generator, *
     return Weight(
         f"{name}.weight", FORMATS[name], data, rng.normal(size=shape[:-1]).astype(np.float32) if bias else None
     )
+
+
+def zero_weight(name: str, num_outputs: int, num_inputs: int, *, bias: bool = False) -> Weight:
+    """A weight of which only format and shape matter."""
+    data = np.zeros((num_outputs, FORMATS[name].row_bytes(num_inputs)), np.uint8)
+    return Weight(name, FORMATS[name], data, np.zeros(num_outputs, np.float32) if bias else None)
 
 
 def values_of(weight: Weight) -> NDArray[np.float64]:

@@ -1,9 +1,10 @@
-"""A dense model on the device for tests of `decode_layers`, which compare it with the ops that it stands for."""
+"""Dense models of random weights for tests of `decode_layers`, which compare it with the ops that it stands for."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -14,15 +15,126 @@ from kernels.ops.attention import cache_shape, rope_attention
 from kernels.ops.attention_plan import plan_attention
 from kernels.ops.embedding import embed
 from kernels.ops.layers.decode_layers import decode_layers, decode_layers_support
-from kernels.ops.layers.decode_layers_cut import Model
+from kernels.ops.layers.decode_layers_cut import Layer, Model
 from kernels.ops.matmul import linear_residual, norm_head, norm_linear, norm_swiglu
 from kernels.ops.rope import rotation
 from kernels.ops.sampling import sample
+from kernels.ops.streamed.streamed_layers import CONTEXT
 from kernels.runtime.device_array import DeviceArray
-from kernels.weights.parameters import Attention
+from kernels.weights.parameters import (
+    Attention,
+    DenseLayer,
+    DenseModel,
+    OutputHead,
+    QueryGrowth,
+    RmsNorm,
+    Rope,
+    TokenEmbedding,
+)
+from kernels.weights.weight_store import PackedWeightStore
+from tests.kernels.ops.random_weights import random_weight
 
 BLOCK_TOKENS = 16
 Way = Literal["one by one", "at once", "draws", "continues"]
+
+
+class LayerFormats(NamedTuple):
+    """Tensor types of a layer; ``qkv`` of one matrix, or of queries, keys and values, which have biases then."""
+
+    qkv: tuple[str, ...]
+    output: str
+    gate_up: str
+    down: str
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the models of a test have in common; layer after layer has the next of ``formats``, again and again."""
+
+    attention: Attention[DeviceArray]
+    intermediate: int
+    vocab: int
+    epsilon: float
+    rope_base: float
+    formats: tuple[LayerFormats, ...]
+    embedding: str
+    head: str
+    max_sequences: int
+    max_blocks: int  # of a sequence
+    query_growth: QueryGrowth | None = None
+
+    @property
+    def hidden(self) -> int:
+        """The width of the residual stream."""
+        return self.attention.query_width
+
+    def model(self, store: PackedWeightStore, rng: np.random.Generator, num_layers: int) -> Model:
+        """A model that is not loaded yet."""
+        head, table = (random_weight(name, (self.vocab, self.hidden), rng) for name in (self.head, self.embedding))
+        output_head = OutputHead(self._norm(store, rng), store.projection([head]))
+        layers = [self._layer(store, rng, self.formats[number % len(self.formats)]) for number in range(num_layers)]
+        head_dim = self.attention.head_dim
+        frequencies = self.rope_base ** -(np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+        rope = Rope(store.vector(frequencies[None]), "neox", query_growth=self.query_growth)
+        return DenseModel(TokenEmbedding(store.table(table), 1.25), rope, layers, output_head)
+
+    def _layer(self, store: PackedWeightStore, rng: np.random.Generator, formats: LayerFormats) -> Layer:
+        attention = self.attention
+        widths = attention.query_width, *[attention.num_kv_heads * attention.head_dim] * 2
+        if len(formats.qkv) == 1:
+            widths = (attention.qkv_width,)
+        qkv = [
+            random_weight(name, (width, self.hidden), rng, bias=len(widths) > 1)
+            for name, width in zip(formats.qkv, widths, strict=True)
+        ]
+        gate_up = [random_weight(formats.gate_up, (self.intermediate, self.hidden), rng) for _ in "gu"]
+        return DenseLayer(
+            attention_norm=self._norm(store, rng),
+            qkv=store.projection(qkv),
+            attention=attention,
+            output=store.projection([random_weight(formats.output, (self.hidden, attention.query_width), rng)]),
+            ffn_norm=self._norm(store, rng),
+            gate_up=store.gate_up(gate_up),
+            down=store.projection([random_weight(formats.down, (self.hidden, self.intermediate), rng)]),
+        )
+
+    def _norm(self, store: PackedWeightStore, rng: np.random.Generator) -> RmsNorm[DeviceArray]:
+        return RmsNorm(store.vector(rng.normal(1, 0.2, self.hidden).astype(np.float32)), self.epsilon)
+
+
+QWEN = ModelShape(
+    attention=Attention(14, 2, 64, scale=64**-0.5),
+    intermediate=4864,
+    vocab=33_003,  # more tiles than blocks have warps, and the last one is not full
+    epsilon=1e-6,
+    rope_base=1e6,
+    formats=tuple(
+        LayerFormats(("Q5_0", "Q5_0", value), "Q5_0", "Q5_0", down)
+        for value, down in (("Q5_0", "Q6_K"), ("Q8_0", "Q4_K"), ("Q8_0", "Q6_K"), ("Q5_0", "Q5_0"))
+    ),
+    embedding="Q5_0",
+    head="Q8_0",
+    max_sequences=8,
+    max_blocks=160,
+)
+"""As Qwen2.5-0.5B, whose layers fit into shared memory."""
+PHI_3 = ModelShape(
+    attention=Attention(32, 32, 96, scale=96**-0.5, window=CONTEXT),
+    intermediate=8192,
+    vocab=32_003,  # the last tile is not full
+    epsilon=1e-5,
+    rope_base=1e4,
+    formats=(
+        LayerFormats(("Q5_K",), "Q4_K", "Q4_K", "Q6_K"),
+        LayerFormats(("Q4_K",), "Q6_K", "Q5_K", "Q4_K"),
+        LayerFormats(("Q6_K",), "Q5_K", "Q6_K", "Q5_K"),
+    ),
+    embedding="Q6_K",
+    head="Q6_K",
+    max_sequences=1,
+    max_blocks=CONTEXT // BLOCK_TOKENS,
+)
+"""As Phi-3-mini, whose layers stream through it."""
 
 
 @dataclass
@@ -125,7 +237,21 @@ class Case:
         norm_head(context, x, step.logit_rows, model.head.norm, model.head.projection, out=logits)
 
 
-def make_cache(
+def make_case(
+    device: CudaDevice, shape: ModelShape, num_layers: int, rng: np.random.Generator, *, coded: bool = False
+) -> Case:
+    """A model on the device, with caches of float16 or of codes of 8 bits."""
+    store = PackedWeightStore(device.context, device.weights)
+    model = shape.model(store, rng, num_layers)
+    assert store.load(lambda _done, _total: None) == []
+    num_used = shape.max_sequences * shape.max_blocks
+    num_blocks = num_used + 5  # some that nobody has
+    caches = [_make_cache(rng, num_blocks, shape.attention, coded) for _ in range(num_layers)]
+    tables = rng.permutation(num_blocks)[:num_used].reshape(shape.max_sequences, shape.max_blocks)
+    return Case(device, model, caches, tables)
+
+
+def _make_cache(
     rng: np.random.Generator, num_blocks: int, attention: Attention[DeviceArray], coded: bool
 ) -> list[np.ndarray]:
     shape = cache_shape(num_blocks, BLOCK_TOKENS, attention.num_kv_heads, attention.head_dim)
@@ -152,3 +278,10 @@ def assert_equal(
             for one, other in zip(expected, case.run(token_ids, positions, rows, way), strict=True)
         ]
         assert not any(differ), f"{way}, {positions}: bytes of logits, ids and the caches that differ: {differ}"
+
+
+def with_last_norm(case: Case, weight: float) -> Case:
+    """The same model, but for the norm before its head, all of whose weights are ``weight``."""
+    norm = case.device.upload(case.device.weights, np.full(case.model.head.norm.weight.size, weight, np.float32))
+    head = replace(case.model.head, norm=replace(case.model.head.norm, weight=norm))
+    return dataclasses.replace(case, model=replace(case.model, head=head))

@@ -10,7 +10,6 @@ from kernels.ops.layers.decode_layers_cut import Layer, LayersCut, Model, fits_h
 from kernels.runtime.gpu_spec import A100, H100, GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import Arena
-from kernels.weights.formats import FORMATS
 from kernels.weights.packed import PackedMatrix
 from kernels.weights.parameters import (
     Attention,
@@ -20,16 +19,12 @@ from kernels.weights.parameters import (
     RmsNorm,
     Rope,
     TokenEmbedding,
-    Weight,
 )
 from kernels.weights.weight_store import PackedWeightStore
+from tests.kernels.ops.layers.layers_case import QWEN
+from tests.kernels.ops.random_weights import zero_weight as weight
 
 STORE = PackedWeightStore(Context(H100), Arena(0, None))
-
-
-def weight(name: str, num_outputs: int, num_inputs: int, *, bias: bool = False) -> Weight:
-    data = np.zeros((num_outputs, FORMATS[name].row_bytes(num_inputs)), np.uint8)
-    return Weight(name, FORMATS[name], data, np.zeros(num_outputs, np.float32) if bias else None)
 
 
 def layer(
@@ -62,6 +57,12 @@ def test_a_small_model_fits_a_whole_hopper_and_no_other_gpu():
     assert obstacle(A100, model(layers)) == "it is for Hopper (sm_90a), and this GPU is sm_80"
     smaller = GpuSpec("sm_90a", 114, H100.shared_bytes)  # an H100 PCIe
     assert obstacle(smaller, model(layers)) == "its 130 blocks must run at once, and this GPU has 114 SMs"
+
+
+def test_the_models_that_tests_on_a_gpu_run_fit():
+    drawn = QWEN.model(STORE, np.random.default_rng(0), len(QWEN.formats))
+    assert [obstacle(H100, drawn, num_tokens) for num_tokens in (1, 2, 4, 8)] == [None] * 4
+    assert fits_head(drawn.head, drawn.layers[0])
 
 
 def test_no_block_has_more_than_it_can_do():

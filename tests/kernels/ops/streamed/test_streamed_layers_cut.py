@@ -9,11 +9,11 @@ import pytest
 from msgspec.structs import replace
 
 from kernels.ops.layers.decode_layers_cut import Layer, Model
+from kernels.ops.streamed.streamed_layers import CONTEXT
 from kernels.ops.streamed.streamed_layers_cut import StreamedLayersCut, obstacle
 from kernels.runtime.gpu_spec import A100, H100, GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import Arena
-from kernels.weights.formats import FORMATS
 from kernels.weights.parameters import (
     Attention,
     DenseLayer,
@@ -22,17 +22,13 @@ from kernels.weights.parameters import (
     RmsNorm,
     Rope,
     TokenEmbedding,
-    Weight,
 )
 from kernels.weights.weight_store import PackedWeightStore
+from tests.kernels.ops.layers.layers_case import PHI_3
+from tests.kernels.ops.random_weights import zero_weight as weight
 
 STORE = PackedWeightStore(Context(H100), Arena(0, None))
 HEADS, HEAD_DIM = 32, 96
-
-
-def weight(name: str, num_outputs: int, num_inputs: int, *, bias: bool = False) -> Weight:
-    data = np.zeros((num_outputs, FORMATS[name].row_bytes(num_inputs)), np.uint8)
-    return Weight(name, FORMATS[name], data, np.zeros(num_outputs, np.float32) if bias else None)
 
 
 def norm(width: int = HEADS * HEAD_DIM, epsilon: float = 1e-5) -> RmsNorm:
@@ -80,6 +76,11 @@ def test_every_tile_is_one_blocks_and_none_has_more_than_its_warps_and_sums_can_
         assert most == product["big_tiles"]
         if number in (0, 1):  # Q, K and V, and output: blocks that attend have less to do, or nothing
             assert max(len(tiles_of(product, block)) for block in range(cut.attention_block, num_sms)) < most
+
+
+def test_the_models_that_tests_on_a_gpu_run_fit() -> None:
+    drawn = PHI_3.model(STORE, np.random.default_rng(0), len(PHI_3.formats))
+    assert obstacle(H100, drawn, CONTEXT) is None
 
 
 def test_a_wide_model_is_for_a_hopper_with_as_many_blocks_as_it_takes() -> None:
