@@ -112,6 +112,10 @@ class ScriptedWorker:
         limit_s = recorded.time_limit_s if recorded else None
         self.dispatcher.accept(Delivery(job_id, None, self.outcomes.append, message=recorded, time_limit_s=limit_s))
 
+    def runs(self, job_id: str) -> bool:
+        """Whether both its engine and its job runner have the job: a claim is sent to both at once."""
+        return job_id in self.engine.live and job_id in self.dispatcher.running_jobs()
+
     def die(self) -> None:
         """It stops where it is: nothing is given back, and its leases are left to run out."""
         if self.is_alive:

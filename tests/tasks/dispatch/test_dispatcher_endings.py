@@ -49,7 +49,7 @@ class Scene:
     def run(self, worker: ScriptedWorker, message: RecordedMessage | None, text: str) -> None:
         """The job is claimed by a worker, whose engine has drawn a text."""
         worker.deliver(J, message)
-        wait_until(lambda: J in worker.engine.live)
+        wait_until(lambda: worker.runs(J))
         if text:
             worker.engine.draw(J, text)
             wait_until(lambda: self.client.status(J).tokens_out == len(text))
@@ -214,7 +214,7 @@ def finish(scene: Scene, way: Way, text: str) -> tuple[str, str | None, str]:
 
 def wait_for_owner(scene: Scene) -> list[ScriptedWorker]:
     """The worker that takes the job over."""
-    wait_until(lambda: J in scene.there.engine.live)
+    wait_until(lambda: scene.there.runs(J))
     return [scene.there]
 
 
