@@ -122,8 +122,6 @@ def publish_all(
     A message that cannot be sent keeps back no other one, and a queue that takes none only its own. A Redis that is
     away is not asked again. What was tried in vain comes last in the list.
     """
-    from kombu.exceptions import OperationalError
-
     left: list[Message] = []
     refused: set[str] = set()
     first_error: Exception | None = None
@@ -134,6 +132,8 @@ def publish_all(
         try:
             publish(message)
         except Exception as error:
+            from kombu.exceptions import OperationalError  # who publishes has imported Celery
+
             first_error = first_error or error
             left.append(message)
             if _is_about_queue(error):
@@ -165,17 +165,18 @@ class _Sender:
     @classmethod
     def open(cls, settings: ClientSettings) -> _Sender:
         """For a publisher with these settings."""
-        from celery import Celery
-        from kombu.pools import ProducerPool
-
+        # First, as threads wait for each other in it: Celery's own module is replaced by another while it is imported.
         from orcd.store.broker import broker_configuration, sample_message
 
         # CELERY_CONFIG_MODULE, an application's, is not read then. A result backend would subscribe to every job.
         configuration = {**broker_configuration(settings), "result_backend": "disabled"}
+        from celery import Celery
+        from kombu.pools import ProducerPool
+
         app = Celery("orcd", set_as_current=False, amqp="orcd.store.broker:Amqp", config_source=configuration)
         connections = app.connection_for_write().Pool(MAX_CONNECTIONS)
-        template = MessageTemplate(sample_message(app, GENERATE))
-        return cls(app, connections, ProducerPool(connections, limit=MAX_CONNECTIONS), template)
+        producers = ProducerPool(connections, limit=MAX_CONNECTIONS)
+        return cls(app, connections, producers, MessageTemplate(sample_message(app, GENERATE)))
 
     @property
     def is_followed(self) -> bool:
@@ -196,8 +197,7 @@ class _Sender:
 class Publisher:
     """Sends the messages of jobs. Thread-safe; in a forked process it opens connections of that process's own.
 
-    Celery is imported with the first message: that takes longer than most commands, which send none. Raises
-    `InvalidRequest` on a malformed URL.
+    Celery, which takes long, is imported with the first message. Raises `InvalidRequest` on a malformed URL.
     """
 
     def __init__(self, settings: ClientSettings) -> None:

@@ -215,6 +215,38 @@ def test_a_process_that_sends_nothing_imports_no_celery(redis_url: str):
     assert done.stdout == "set()\n"
 
 
+def test_clients_of_several_threads_may_be_the_first_to_import_celery(redis_url: str):
+    """Another thread's import, in the middle of Celery's own, gets a module that has nothing in it."""
+    code = """
+import sys, threading, time
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("celery.local", "kombu.exceptions"):
+            time.sleep(0.2)  # the other thread comes meanwhile
+
+sys.meta_path.insert(0, Slow())
+from orcd.settings import ClientSettings
+from orcd.store.enqueue import Publisher
+
+def publish(publisher):
+    try:
+        publisher.open()
+    except ImportError as error:
+        print(error)
+
+settings = ClientSettings(redis_url=sys.argv[1])
+threads = [threading.Thread(target=publish, args=[Publisher(settings)]) for _ in range(4)]
+for thread in threads:
+    thread.start()
+    time.sleep(0.02)
+for thread in threads:
+    thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code, redis_url], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 def test_the_sending_app_keeps_no_results():
     publisher = Publisher(ClientSettings())
     assert publisher.open().app.backend.as_uri() == "disabled://"
