@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from weakref import WeakSet
 
 from llguidance import LLMatcher
-
-if TYPE_CHECKING:
-    from worker.text.grammar.token_matcher import TokenMatcher
 
 ANSWERS_PER_LEXER = 8
 """With fewer each, another thread costs more than it saves, and a lexer learns anew what others know."""
@@ -24,7 +21,7 @@ class Lexer:
     def __init__(self, beginning: LLMatcher) -> None:
         """``beginning`` has taken no token."""
         self.beginning = beginning
-        self.answers: WeakSet[TokenMatcher] = WeakSet()
+        self.answers: WeakSet[object] = WeakSet()
 
 
 class KeptState(NamedTuple):

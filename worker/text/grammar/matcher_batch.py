@@ -7,20 +7,17 @@ import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
-from typing import TYPE_CHECKING, cast
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher
 from numpy.typing import NDArray
 
-from orcd.errors import OrcdError
 from worker.engine.token_constraint import Asked, Drawn, TokenMask, take_alone
-
-if TYPE_CHECKING:
-    from worker.text.grammar.lexers import Lexer
-    from worker.text.grammar.places.place import Place
-    from worker.text.grammar.token_matcher import TokenMatcher
+from worker.text.grammar.lexers import Lexer
+from worker.text.grammar.places.place import Place
+from worker.text.grammar.token_matcher import TokenMatcher, too_complex
 
 MAX_THREADS = 16
 LONG_S = 0.0005
@@ -34,11 +31,6 @@ LEAST_COMPUTED = 6
 def num_threads() -> int:
     """Threads for grammars in the engine's process: the rest of the cores is for what else works for answers."""
     return max(1, min(MAX_THREADS, len(os.sched_getaffinity(0)) * 3 // 4))
-
-
-def too_complex() -> OrcdError:
-    """What is wrong where a mask cannot be computed."""
-    return OrcdError("the grammar of this request became too complex for the answer")
 
 
 class MatcherBatch:

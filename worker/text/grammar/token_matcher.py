@@ -9,11 +9,10 @@ from ctypes import addressof, c_char
 from llguidance import LLMatcher
 
 from orcd.errors import OrcdError
-from worker.engine.token_constraint import TokenMask
+from worker.engine.token_constraint import ConstraintBatch, TokenMask
 from worker.text.grammar.closing import AnswerClosing, ClosingRule
 from worker.text.grammar.known_closing import KnownClosing
 from worker.text.grammar.lexers import KeptState, Lexers
-from worker.text.grammar.matcher_batch import MatcherBatch, too_complex
 from worker.text.grammar.places.document_places import DocumentPlaces
 from worker.text.grammar.places.place import ANY_TOKEN
 
@@ -21,6 +20,11 @@ MOST_KEPT = 256
 """Tokens behind which a copy of what has taken them is kept: each takes it 0.1 to 0.3 us, and 0.1 kB."""
 MOST_BEHIND = 256
 """Tokens that llguidance takes together, after places told what they lead to: a token takes it 1 us."""
+
+
+def too_complex() -> OrcdError:
+    """What is wrong where a mask cannot be computed."""
+    return OrcdError("the grammar of this request became too complex for the answer")
 
 
 class TokenMatcher(AnswerClosing):
@@ -43,7 +47,11 @@ class TokenMatcher(AnswerClosing):
     ).split()
 
     def __init__(
-        self, lexers: Lexers, batch: MatcherBatch, rule: ClosingRule | None = None, places: DocumentPlaces | None = None
+        self,
+        lexers: Lexers,
+        batch: ConstraintBatch,
+        rule: ClosingRule | None = None,
+        places: DocumentPlaces | None = None,
     ) -> None:
         """``lexers`` and ``places`` are those of the grammar; ``batch`` is that of all matchers."""
         super().__init__(rule)

@@ -18,7 +18,7 @@ from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.grammar_text import MOST_SPACE
 from worker.text.grammar.known_closing import KnownClosing
 from worker.text.grammar.places.characters import count_characters
-from worker.text.grammar.places.place import ANY_TOKEN, Place
+from worker.text.grammar.places.place import ANY_TOKEN, Place, WhiteSpace
 from worker.text.grammar.places.place_memory import PlaceMemory
 from worker.text.grammar.places.place_text import PlaceText, text_behind
 from worker.text.grammar.places.string_masks import AlikeStrings, StringMasks
@@ -53,7 +53,7 @@ class DocumentPlaces:
         self._strings: dict[bytes, StringMasks] = {}  # of these
         # Behind white space, by outlines.
         self._closings: dict[bytes, dict[tuple[int, KnownClosing], KnownClosing]] = {}
-        self._spaces: dict[bytes, SpaceMasks] = {}
+        self._spaces: dict[bytes, WhiteSpace] = {}
         self._behind_numbers: dict[bytes, dict[int, Place]] = {}
         self._families: dict[tuple[int, TokenMask], AlikeStrings] = {}
         self._masks: dict[bytes, TokenMask] = {}
@@ -177,7 +177,7 @@ class DocumentPlaces:
             may_end = words[self.quote_id >> 3] >> (self.quote_id & 7) & 1
             place.string.learn(place.length, known, may_end=bool(may_end))
         if place.space is not None:
-            place.space.learn(len(place.text), known)
+            place.space.masks.learn(len(place.text), known)
         return known
 
     def keep_state(self, place: Place, kept: KeptState) -> None:
@@ -211,10 +211,10 @@ class DocumentPlaces:
             self._count(PLACE_BYTES + len(place.outline))
         return place
 
-    def _space_behind(self, outline: bytes) -> SpaceMasks:
+    def _space_behind(self, outline: bytes) -> WhiteSpace:
         found = self._spaces.get(outline)
         if found is None:
-            found = self._spaces[outline] = SpaceMasks(self._fitting)
+            found = self._spaces[outline] = WhiteSpace(SpaceMasks(self._fitting))
         return found
 
     def _place(self, text: PlaceText) -> Place:

@@ -38,8 +38,8 @@ class Place:
     """Places in that string by their length."""
     string: StringMasks | None = None
     """Masks in that string, or in the one in which half a character is ``text``."""
-    space: SpaceMasks | None = None
-    """Masks behind white space, of which ``text`` is, if it is anything."""
+    space: WhiteSpace | None = None
+    """White space, of which ``text`` is, if it is anything."""
     starts: tuple[int, ...] = ()
     """Where in the outline the objects and arrays that are open begin."""
     is_complete: bool = False
@@ -77,8 +77,8 @@ class Place:
         self.num_counted, self.counted = self.length, self.lengths
         self.keys = self.alphabet.text_keys if self.length >= 0 else self.alphabet.shapes
 
-    def begin_space(self, space: SpaceMasks) -> None:
-        """It is where white space of which ``space`` tells may begin, or go on."""
+    def begin_space(self, space: WhiteSpace) -> None:
+        """It is where this ``space`` may begin, or go on."""
         self.space, self.ends, self.next = space, space.ends, space.next
         self.num_counted, self.counted, self.keys = len(self.text), space.places, self.alphabet.space_keys
 
@@ -99,7 +99,7 @@ class Place:
             is_within = self.length < 0  # a character
             self.mask = self.string.known(self.num_dropped if is_within else self.length, self.text[1:])
         elif self.mask is None and self.space is not None:
-            self.mask = self.space.known(len(self.text))
+            self.mask = self.space.masks.known(len(self.text))
         return self.mask
 
     def known_closing(self, last_id: int, earlier: KnownClosing) -> KnownClosing | None:
@@ -136,3 +136,21 @@ class Place:
 
     def _spelled_behind(self, last_id: int) -> tuple[int, ...]:
         return self.alphabet.spelling.behind(last_id, self.alphabet.texts[last_id], self.must)
+
+
+@dataclass(slots=True, eq=False)
+class WhiteSpace:
+    """White space that may stand between two parts of a document, and what is known there."""
+
+    masks: SpaceMasks
+    ends: dict[KnownClosing, bool] = field(default_factory=dict)
+    """As `Place.ends`."""
+    next: dict[int, Place] = field(default_factory=dict, repr=False)
+    """As `Place.next`: the same behind any white space, but for what goes on with it."""
+    places: dict[int, Place] = field(default_factory=dict, repr=False)
+    """Places between the two parts, by how much white space has been written."""
+
+    def forget(self) -> None:
+        """Know nothing."""
+        for known in (self.masks.masks, self.ends, self.next, self.places):
+            known.clear()

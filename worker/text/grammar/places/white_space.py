@@ -8,17 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from worker.engine.token_constraint import TokenMask
 from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.grammar_text import MOST_SPACE
-from worker.text.grammar.known_closing import KnownClosing
-
-if TYPE_CHECKING:
-    from worker.text.grammar.places.place import Place
 
 
 class FittingMasks:
@@ -51,16 +46,6 @@ class SpaceMasks:
 
     fitting: FittingMasks
     masks: dict[int, TokenMask] = field(default_factory=dict)
-    ends: dict[KnownClosing, bool] = field(default_factory=dict)
-    next: dict[int, Place] = field(default_factory=dict, repr=False)
-    """See `worker.text.grammar.places.place.Place`: the same behind any white space, but for what goes on with it."""
-    places: dict[int, Place] = field(default_factory=dict, repr=False)
-    """Places between the two parts, by how much white space has been written."""
-
-    def forget(self) -> None:
-        """Know nothing."""
-        for known in (self.masks, self.ends, self.next, self.places):
-            known.clear()
 
     def known(self, length: int) -> TokenMask | None:
         """The mask behind so many characters of white space, if that is known, or one behind fewer is."""
