@@ -10,10 +10,9 @@ from urllib.parse import unquote
 import msgspec
 import redis
 
-from orcd.errors import InvalidRequest
+from orcd.errors import InvalidRequest, LogDamaged
 from orcd.events import End, Error, Position, decode_event
 from orcd.sampling import prepared
-from orcd.store.token_log import damaged
 
 FIELDS = ("state", "owner", "model", "attempt", "losses", "priority", "cancel", "created_ms", "started_ms",
           "first_token_ms", "finished_ms", "queue")  # fmt: skip
@@ -276,6 +275,11 @@ def _terminal(event: bytes) -> End | Error | None:
 def unknown_job(job_id: str) -> InvalidRequest:
     """The error for an id that Redis holds no record of."""
     return InvalidRequest(f"job {job_id}: unknown; it was never submitted here or is no longer kept")
+
+
+def damaged(job_id: str) -> LogDamaged:
+    """The error for a job whose log cannot be used."""
+    return LogDamaged(f"job {job_id}: its token log is damaged or gone; submit it again under another id")
 
 
 def check_state(job_id: str, state: bytes) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import socket
 from functools import cache
 
 from celery import Celery
@@ -68,12 +65,6 @@ def create_app(settings: Settings) -> Celery:
     app.engine_run = None
     app.tracer = None
     return app
-
-
-@cache
-def worker_id() -> str:
-    """What this process is called in leases, logs and heartbeats: unique also among processes with recycled ids."""
-    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 def create_worker_app(settings: Settings, engine_run: EngineRun | None = None) -> Celery:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from importlib.util import find_spec
 from typing import Any
 
 import click
 
+from orcd.cli.command_line import ignore_signals_at_exit, leave
 from orcd.errors import InvalidRequest
 from orcd.settings import read_environment
 
@@ -32,6 +34,9 @@ def gateway(**options: Any) -> None:
     missing = [package for package in ("prometheus_client", "starlette", "uvicorn") if find_spec(package) is None]
     if missing:
         raise InvalidRequest(f"orcd gateway needs {', '.join(missing)}; run: pip install 'orcd[gateway]'")
+    for number in (signal.SIGTERM, signal.SIGINT):  # until uvicorn listens; once it has stopped it raises them again
+        signal.signal(number, leave)
+    ignore_signals_at_exit()
     from orcd.gateway.server import serve
     from orcd.gateway.settings import GatewaySettings
 

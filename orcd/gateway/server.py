@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import resource
-import signal
 import socket
 import time
 from contextlib import suppress
 
 import uvicorn
 
-from orcd.cli.command_line import ignore_signals_at_exit, leave
 from orcd.errors import InvalidRequest
 from orcd.gateway.app import create_app
 from orcd.gateway.settings import GatewaySettings
@@ -41,9 +39,6 @@ def serve(settings: GatewaySettings) -> None:
         timeout_graceful_shutdown=STOP_S,
     )
     listening = listen(settings)
-    for number in (signal.SIGTERM, signal.SIGINT):  # until uvicorn listens; once it has stopped it raises them again
-        signal.signal(number, leave)
-    ignore_signals_at_exit()
     host = f"[{settings.host}]" if listening.family == socket.AF_INET6 else settings.host
     print(f"orcd gateway: http://{host}:{listening.getsockname()[1]}/v1", flush=True)
     uvicorn.Server(config).run(sockets=[listening])

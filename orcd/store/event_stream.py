@@ -19,11 +19,11 @@ import redis
 
 from orcd.errors import InvalidRequest
 from orcd.events import End, Error, Event, Position, Queued, Started, Token, calls_behind, decode_event, length_of_calls
-from orcd.status import Look
+from orcd.status import Look, damaged
 from orcd.store import schema
 from orcd.store.backoff import Backoff
 from orcd.store.redis_connection import is_refusal
-from orcd.store.token_log import Entry, damaged, read_entry, terminal_error
+from orcd.store.token_log import Entry, read_entry, terminal_error
 
 POLL_S = 2.0
 """Silence on the channel after which the record and the log are read again."""

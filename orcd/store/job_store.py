@@ -20,12 +20,13 @@ import redis
 from orcd.errors import InvalidRequest, LogDamaged, OrcdError
 from orcd.events import Error, Event, Loading, Packing, Position, encode_event, state_after
 from orcd.request import Request
+from orcd.status import damaged
 from orcd.store import schema
 from orcd.store.claim import Claim, ClaimStatus, Lease
 from orcd.store.commands.redis_script import RedisScript
 from orcd.store.enqueue import Message, RecordedMessage, queue_name
 from orcd.store.submission import REPUBLISH_AFTER_MS, Lifetime, Submission
-from orcd.store.token_log import LoggedEvent, damaged, read_events, usable
+from orcd.store.token_log import LoggedEvent, read_events, usable
 
 Renewal = Literal["lost", "renewed", "cancelled"]
 

@@ -15,8 +15,8 @@ from orcd import request as requests
 from orcd.errors import Conflict, InvalidRequest, ModelNotServed, OrcdError, QueueFull
 from orcd.events import Packing
 from orcd.request import Request, RequestFields
+from orcd.status import damaged
 from orcd.store.enqueue import Message, Publisher, queue_name, tenant_digest
-from orcd.store.token_log import damaged
 
 BATCH = 256
 """Records written in one pipeline."""

@@ -11,6 +11,7 @@ import redis
 
 from orcd.errors import LogDamaged
 from orcd.events import Error, Event, Position, Token, decode_event, state_after
+from orcd.status import damaged
 from orcd.store import schema
 from orcd.store.redis_connection import has_wrong_type
 
@@ -89,11 +90,6 @@ def terminal_error(end: bytes | None) -> Error | None:
     except ValueError:
         return None
     return event if isinstance(event, Error) else None
-
-
-def damaged(job_id: str) -> LogDamaged:
-    """The error for a job whose log cannot be used."""
-    return LogDamaged(f"job {job_id}: its token log is damaged or gone; submit it again under another id")
 
 
 def usable(answer: Any) -> Any:

@@ -27,7 +27,6 @@ from orcd.errors import OrcdError
 from orcd.store.enqueue import Publisher
 from orcd.store.job_store import JobStore
 from orcd.store.redis_connection import connect
-from tasks.app import worker_id
 from tasks.celery_ext.in_flight_message import InFlightMessage
 from tasks.celery_ext.revocation import ERRORS, end_arrived, end_revoked
 from tasks.celery_ext.shutdown import Shutdown
@@ -40,6 +39,7 @@ from tasks.interpreter import prepare_to_serve
 from tasks.observe.health.health_server import HealthServer
 from tasks.observe.observer import Observer
 from tasks.startup_probe import wait_for_engine, wait_for_redis
+from tasks.worker_id import worker_id
 from worker.log import EventLog
 from worker.settings import Settings
 

@@ -23,9 +23,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
 from orcd.store import broker, schema
-from tasks.app import worker_id
 from tasks.celery_ext.message import Message, Unreadable, read_envelope
 from tasks.celery_ext.receiver import Receiver
+from tasks.worker_id import worker_id
 
 MAX_TAKEN = 6
 """Messages taken at once, at most: the event loop has other things to do, too."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.app import create_app, create_worker_app, worker_id
+from tasks.app import create_app, create_worker_app
 from worker.settings import Settings
 
 
@@ -25,10 +25,6 @@ def test_the_settings_travel_with_the_app() -> None:
     settings = Settings(concurrency=7)
     assert create_app(settings).settings is settings
     assert create_app(settings).conf.worker_concurrency == 7
-
-
-def test_a_worker_keeps_its_name() -> None:
-    assert worker_id() == worker_id()
 
 
 def test_a_worker_takes_nothing_from_the_queue_or_the_exchange_of_other_applications() -> None:

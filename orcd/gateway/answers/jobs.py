@@ -16,9 +16,10 @@ from orcd.gateway.api_keys import ID_DIGITS, TENANT_IS_KEY, ApiKey, is_made_by, 
 from orcd.gateway.endpoint import Call
 from orcd.request import Request, decode
 from orcd.result import Result, fold
+from orcd.status import damaged
 from orcd.store import schema
 from orcd.store.submission import trace_parent
-from orcd.store.token_log import damaged, read_events, usable
+from orcd.store.token_log import read_events, usable
 
 
 @dataclass(frozen=True, slots=True)
