@@ -57,6 +57,11 @@ class Product(NamedTuple):
     alpha: float = 1.0
     limit: float = 0.0
 
+    def can_store(self, num_bytes: int) -> bool:
+        """Whether so many bytes of a row's outputs can be stored at once: what is beside them begins at multiples."""
+        count = num_bytes // self.out.dtype.itemsize
+        return not any(number % count for number in (self.matrix.num_rows, self.column, self.out.shape[1]))
+
 
 class ExpertTiles(NamedTuple):
     """Tiles of ``size`` rows of one expert each, built on the device."""

@@ -82,13 +82,13 @@ _FINISH_US = {32: 0.4, 48: 0.5, 64: 0.9, 96: 0.85, 144: 1.0, 160: 0.8, 192: 6.5}
 
 def is_suitable(gpu: GpuSpec, product: Product) -> bool:
     """Whether `multiply_copied` can make the product: outputs are stored 16 bytes at a time."""
-    matrix, alignment = product.matrix, 16 // product.out.dtype.itemsize
+    matrix = product.matrix
     return (
         gpu.has_wgmma
         and matrix.half_copy is not None
         and matrix.num_partitions > 1
         and LEAST_TOKENS <= product.out.shape[0] <= MOST_TOKENS
-        and not any(number % alignment for number in (matrix.num_rows, product.column, product.out.shape[1]))
+        and product.can_store(16)
         and matrix.num_rows % 8 == 0
     )
 

@@ -140,13 +140,13 @@ def variants() -> list[Variant]:
 
 def is_suitable(gpu: GpuSpec, product: Product, size: int) -> bool:
     """Whether `multiply_grouped` can make the product in tiles of ``size`` tokens."""
-    matrix, alignment = product.matrix, 16 // product.out.dtype.itemsize  # of what is stored at once
+    matrix = product.matrix
     return (
         gpu.has_wgmma
         and size in sizes_of(matrix.format, matrix.num_partitions)
         and matrix.num_rows % 16 == 0
         and (product.epilogue.is_gated or product.epilogue is Epilogue.STORE_FLOAT)
-        and not any(number % alignment for number in (product.column, product.out.shape[1]))
+        and product.can_store(16)
     )
 
 

@@ -147,12 +147,11 @@ def multiply_expert_tiles(context: Context, product: Product, tiles: ExpertTiles
 
 def _can_stay(gpu: GpuSpec, product: Product, tiles: ExpertTiles) -> bool:
     """Whether there is a kernel whose blocks stay: see matmul_tiled_experts.cuh."""
-    alignment = 16 // product.out.dtype.itemsize  # of what is stored at once
     return (
         gpu.has_wgmma
         and tiles.size in STAYING_SIZES
         and product.matrix.format.is_k
         and product.epilogue in (Epilogue.SWIGLU, Epilogue.GEGLU, Epilogue.STORE_FLOAT)
-        and not any(number % alignment for number in (product.column, product.out.shape[1]))
+        and product.can_store(16)
         and product.matrix.num_rows % 16 == 0
     )

@@ -83,7 +83,7 @@ def is_suitable(gpu: GpuSpec, product: Product) -> bool:
         and matrix.num_experts == 1
         and matrix.num_partitions > 1
         and not matrix.gated
-        and not any(number % 4 for number in (matrix.num_rows, product.column, product.out.shape[1]))
+        and product.can_store(4 * product.out.dtype.itemsize)
     )
 
 

@@ -94,11 +94,11 @@ _COPIED_FINISH_US = {128: 1.2, 160: 0.63, 192: 0.64}
 
 def is_suitable(gpu: GpuSpec, product: Product) -> bool:
     """Whether `multiply_unpacked` can make the product."""
-    matrix, alignment = product.matrix, 16 // product.out.dtype.itemsize  # of what the copy engine stores
+    matrix = product.matrix
     return (
         can_unpack(gpu, matrix)
         and (matrix.half_copy is not None or half_bytes(matrix) <= MOST_BYTES)
-        and not any(number % alignment for number in (matrix.num_rows, product.column, product.out.shape[1]))
+        and product.can_store(16)  # as the copy engine does
     )
 
 

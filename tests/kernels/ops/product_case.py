@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kernels.devices.cuda import CudaDevice
 from kernels.ops.matmul import multiply_tiled
 from kernels.ops.matmul_params import Epilogue, Product
+from kernels.ops.matmul_tuning import SHAPES_APART
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context
 from kernels.weights.formats import FORMATS
@@ -95,6 +96,13 @@ def check_same_bits(
     expected = run(multiply_tiled)
     for size in sizes:
         np.testing.assert_array_equal(run(multiply, size), expected, err_msg=f"tiles of {size}")
+
+
+def check_shapes(choose: Callable[[int], object], tokens: range) -> None:
+    """What is chosen for numbers of ``tokens`` changes behind those that memory is planned at, and nowhere else."""
+    shapes = {count: choose(count) for count in tokens}
+    changes = {count for count in tokens[:-1] if shapes[count] != shapes[count + 1]}
+    assert changes and all(count % SHAPES_APART == 0 for count in changes)
 
 
 def check_epilogue(

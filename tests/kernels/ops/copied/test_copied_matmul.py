@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from kernels.devices.cuda import CudaDevice
 from kernels.ops.copied.copied_matmul import SIZES, copied_ring, copied_shape, is_suitable, multiply_copied
 from kernels.ops.matmul_params import Epilogue
-from kernels.ops.matmul_tuning import SHAPES_APART
 from kernels.runtime.gpu_spec import A100, H100
 from kernels.weights.half_copy import UNPACKED_FORMATS
 from tests.kernels.conftest import Download, Upload
 from tests.kernels.ops.product_case import (
     check_epilogue,
     check_same_bits,
+    check_shapes,
     copied_matrix_of,
     copies_first,
     load,
@@ -70,9 +72,7 @@ def test_few_tokens_and_outputs_that_cannot_be_stored_16_bytes_at_a_time_have_th
 def test_the_shape_is_the_same_between_the_numbers_of_tokens_that_memory_is_planned_at() -> None:
     for num_rows, width in ((896, 4864), (9728, 896), (3072, 8192), (16384, 3072)):
         matrix = copied_matrix_of("Q8_0", num_rows, width)
-        shapes = {count: copied_shape(H100, matrix, count) for count in range(128, 1025)}
-        assert {n for n in range(128, 1024) if shapes[n] != shapes[n + 1]} <= set(range(128, 1025, SHAPES_APART))
-        assert len(set(shapes.values())) > 1
+        check_shapes(partial(copied_shape, H100, matrix), range(128, 1025))
 
 
 def test_tiles_are_as_many_as_there_are_multiprocessors_where_that_takes_least_time() -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from kernels.devices.cuda import CudaDevice
 from kernels.ops.copied.copied_slices import SLICED_SIZES, is_suitable, multiply_sliced_copy, shared_bytes, sliced_shape
 from kernels.ops.matmul_params import Epilogue
-from kernels.ops.matmul_tuning import SHAPES_APART
 from kernels.runtime.gpu_spec import H100
 from kernels.weights.half_copy import UNPACKED_FORMATS
 from tests.kernels.conftest import Download, Upload
 from tests.kernels.ops.product_case import (
     check_epilogue,
     check_same_bits,
+    check_shapes,
     copied_matrix_of,
     copies_first,
     load,
@@ -63,5 +65,4 @@ def test_no_sm_has_two_tiles() -> None:
 
 def test_the_shape_is_the_same_between_the_numbers_of_tokens_that_memory_is_planned_at() -> None:
     matrix = copied_matrix_of("Q4_K", 896, 4864)
-    shapes = {count: sliced_shape(H100, matrix, count) for count in range(65, 577)}
-    assert {n for n in range(65, 576) if shapes[n] != shapes[n + 1]} <= set(range(64, 577, SHAPES_APART))
+    check_shapes(partial(sliced_shape, H100, matrix), range(65, 577))

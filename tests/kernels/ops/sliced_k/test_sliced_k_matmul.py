@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from kernels.devices.cuda import CudaDevice
 from kernels.ops.matmul import multiply_tiled
 from kernels.ops.matmul_params import Epilogue, Product
-from kernels.ops.matmul_tuning import SHAPES_APART
 from kernels.ops.sliced_k.sliced_k_matmul import (
     SIZES,
     SLICED_FORMATS,
@@ -20,7 +21,7 @@ from kernels.ops.sliced_k.sliced_k_matmul import (
 from kernels.runtime.gpu_spec import A100, H100
 from kernels.weights.formats import FORMATS
 from tests.kernels.conftest import Download, Upload
-from tests.kernels.ops.product_case import check_epilogue, load, matrix_of, need_wgmma, product_of
+from tests.kernels.ops.product_case import check_epilogue, check_shapes, load, matrix_of, need_wgmma, product_of
 
 # racecheck does not follow the barriers by which a warpgroup hands the total of a tile on to the next.
 RACECHECK = "racecheck"
@@ -82,6 +83,4 @@ def test_each_format_has_tiles_that_shared_memory_has_room_for() -> None:
 def test_the_shape_is_the_same_between_the_numbers_of_tokens_that_memory_is_planned_at() -> None:
     for num_rows, width in ((896, 4864), (1152, 896), (3072, 8192)):
         matrix = matrix_of("Q8_0", num_rows, width)
-        chosen = {count: sliced_k_shape(H100, matrix, count) for count in range(64, 1025)}
-        assert {n for n in range(64, 1024) if chosen[n] != chosen[n + 1]} <= set(range(64, 1025, SHAPES_APART))
-        assert len(set(chosen.values())) > 1
+        check_shapes(partial(sliced_k_shape, H100, matrix), range(64, 1025))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from kernels.devices.cuda import CudaDevice
 from kernels.ops.matmul_params import Epilogue
-from kernels.ops.matmul_tuning import SHAPES_APART
 from kernels.ops.unpacked.unpacked_matmul import (
     LARGEST_SIZE,
     SUMMING_SIZES,
@@ -20,7 +21,15 @@ from kernels.runtime.gpu_spec import A100, H100
 from kernels.weights.half_copy import UNPACKED_FORMATS
 from kernels.weights.packed import PackedMatrix
 from tests.kernels.conftest import Download, Upload
-from tests.kernels.ops.product_case import check_epilogue, check_same_bits, load, matrix_of, need_wgmma, product_of
+from tests.kernels.ops.product_case import (
+    check_epilogue,
+    check_same_bits,
+    check_shapes,
+    load,
+    matrix_of,
+    need_wgmma,
+    product_of,
+)
 
 SIZES = (*SUMMING_SIZES, LARGEST_SIZE)
 
@@ -75,6 +84,4 @@ def test_outputs_that_cannot_be_stored_16_bytes_at_a_time_and_other_gpus_have_th
 def test_the_shape_is_the_same_between_the_numbers_of_tokens_that_memory_is_planned_at() -> None:
     for num_rows, width in ((896, 4864), (9728, 896), (3072, 8192), (16384, 3072)):
         matrix = matrix_of("Q8_0", num_rows, width)
-        shapes = {count: unpacked_shape(H100, matrix, count) for count in range(512, 8193)}
-        assert {n for n in range(512, 8192) if shapes[n] != shapes[n + 1]} <= set(range(512, 8193, SHAPES_APART))
-        assert len(set(shapes.values())) > 1
+        check_shapes(partial(unpacked_shape, H100, matrix), range(512, 8193))
