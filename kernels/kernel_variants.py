@@ -5,10 +5,10 @@ from __future__ import annotations
 from kernels.ops import activation, attention, attention_plan, decode_step, matmul, moe, norm, rope, sampling
 from kernels.ops.attention_parts import hopper_attention, prefix_attention
 from kernels.ops.copied import copied_matmul
-from kernels.ops.layers import convolution, decode_layers, delta_net, grouped_matmul, router, shared_expert
+from kernels.ops.decode_layers import decode_layers, streamed_layers
+from kernels.ops.layers import convolution, delta_net, grouped_matmul, router, shared_expert
 from kernels.ops.sliced_k import sliced_k_matmul
 from kernels.ops.stream_k import stream_k_matmul
-from kernels.ops.streamed import streamed_layers
 from kernels.ops.unpacked import unpacked_matmul
 from kernels.runtime.compiler import Variant
 from kernels.weights import half_copy, repack

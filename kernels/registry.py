@@ -220,7 +220,8 @@ class CudaOps:
 
     def __init__(self, context: Context) -> None:
         from kernels.ops import activation, attention, attention_plan, decode_step, embedding, matmul, moe, norm, rope
-        from kernels.ops.layers import convolution, decode_layers, delta_net
+        from kernels.ops.decode_layers import decode_layers
+        from kernels.ops.layers import convolution, delta_net
         from kernels.ops.sampling import mask_logits, reset_edits, sample, top_log_probabilities
         from kernels.runtime.launcher import bind
 

@@ -18,9 +18,9 @@ OUTSIDE = PurePath("tasks/demo/training")  # makes the model that ships, which t
 
 WITHOUT_TESTS = {
     "kernels/errors.py": "exception classes; what they say is tested where they are raised",
-    "kernels/ops/layers/decode_layers_params.py": "structs, which compiling the kernels compares with CUDA's",
-    "kernels/ops/layers/decode_layers_step.py": "what `decode_layers` is given, which is tested",
-    "kernels/ops/streamed/streamed_layers_params.py": "structs, which compiling the kernels compares with CUDA's",
+    "kernels/ops/decode_layers/decode_layers_params.py": "structs, which compiling the kernels compares with CUDA's",
+    "kernels/ops/decode_layers/decode_layers_step.py": "what `decode_layers` is given, which is tested",
+    "kernels/ops/decode_layers/streamed_layers_params.py": "structs, which compiling the kernels compares with CUDA's",
     "kernels/ops/matmul_params.py": "structs, which compiling the kernels compares with CUDA's",
     "kernels/ops/attention_parts/attention_params.py": "the same",
     "kernels/ops/attention_parts/attention_plan_params.py": "the same",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kernels.ops.attention_plan import SWAPPED_ROWS, query_bytes, tile_bytes
-from kernels.ops.layers.decode_layers_cut import Layer, Matrices, Model
-from kernels.ops.streamed.streamed_layers_params import (
+from kernels.ops.decode_layers.decode_layers_cut import Layer, Matrices, Model
+from kernels.ops.decode_layers.streamed_layers_params import (
     DECODE_WARPS,
     FIXED_BYTES,
     FORMATS,

@@ -11,8 +11,8 @@ import numpy as np
 
 from kernels.batch import LayerCache, Step
 from kernels.ops.attention_plan import SWAPPED_ROWS
-from kernels.ops.layers.decode_layers_cut import Layer, Matrices, Model
-from kernels.ops.layers.decode_layers_step import (
+from kernels.ops.decode_layers.decode_layers_cut import Layer, Matrices, Model
+from kernels.ops.decode_layers.decode_layers_step import (
     FORMAT_NUMBERS,
     attention_params,
     embedding_params,
@@ -21,9 +21,8 @@ from kernels.ops.layers.decode_layers_step import (
     rope_params,
     rows_params,
 )
-from kernels.ops.rope import angle_params, cache_defines, cache_params, with_codes
-from kernels.ops.streamed.streamed_layers_cut import StreamedLayersCut, obstacle
-from kernels.ops.streamed.streamed_layers_params import (
+from kernels.ops.decode_layers.streamed_layers_cut import StreamedLayersCut, obstacle
+from kernels.ops.decode_layers.streamed_layers_params import (
     DECODE_WARPS,
     HEAD_DIMS,
     LAYERS_BYTES,
@@ -35,6 +34,7 @@ from kernels.ops.streamed.streamed_layers_params import (
     StreamedPlaces,
     StreamedProduct,
 )
+from kernels.ops.rope import angle_params, cache_defines, cache_params, with_codes
 from kernels.runtime.compiler import Variant
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.launcher import Context

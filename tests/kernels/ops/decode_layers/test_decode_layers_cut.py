@@ -1,4 +1,4 @@
-"""kernels.ops.layers.decode_layers_cut: which layers and GPUs the kernel is for."""
+"""kernels.ops.decode_layers.decode_layers_cut: which layers and GPUs the kernel is for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from kernels.ops.layers.decode_layers_cut import Layer, LayersCut, Model, fits_head, obstacle
+from kernels.ops.decode_layers.decode_layers_cut import Layer, LayersCut, Model, fits_head, obstacle
 from kernels.runtime.gpu_spec import A100, H100, GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import Arena
@@ -21,7 +21,7 @@ from kernels.weights.parameters import (
     TokenEmbedding,
 )
 from kernels.weights.weight_store import PackedWeightStore
-from tests.kernels.ops.layers.layers_case import QWEN
+from tests.kernels.ops.decode_layers.layers_case import QWEN
 from tests.kernels.ops.random_weights import zero_weight as weight
 
 STORE = PackedWeightStore(Context(H100), Arena(0, None))

@@ -11,8 +11,8 @@ from kernels.batch import LayerCache, Step
 from kernels.ops.attention import CODE_FACTOR
 from kernels.ops.attention_parts.attention_params import AttentionParams, AttentionWork, ScoreParams
 from kernels.ops.attention_parts.prefix_attention import NO_WORK
-from kernels.ops.layers.decode_layers_cut import Head, Model
-from kernels.ops.layers.decode_layers_params import LayersEmbedding, LayersHead, LayersRows
+from kernels.ops.decode_layers.decode_layers_cut import Head, Model
+from kernels.ops.decode_layers.decode_layers_params import LayersEmbedding, LayersHead, LayersRows
 from kernels.ops.rope import RopeParams, cache_params
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.weights.formats import FORMATS

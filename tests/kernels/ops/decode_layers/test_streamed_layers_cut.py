@@ -1,4 +1,4 @@
-"""kernels.ops.streamed.streamed_layers_cut: which models and GPUs the kernel is for, and who does what."""
+"""kernels.ops.decode_layers.streamed_layers_cut: which models and GPUs the kernel is for, and who does what."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from kernels.ops.layers.decode_layers_cut import Layer, Model
-from kernels.ops.streamed.streamed_layers import CONTEXT
-from kernels.ops.streamed.streamed_layers_cut import StreamedLayersCut, obstacle
+from kernels.ops.decode_layers.decode_layers_cut import Layer, Model
+from kernels.ops.decode_layers.streamed_layers import CONTEXT
+from kernels.ops.decode_layers.streamed_layers_cut import StreamedLayersCut, obstacle
 from kernels.runtime.gpu_spec import A100, H100, GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.runtime.memory import Arena
@@ -24,7 +24,7 @@ from kernels.weights.parameters import (
     TokenEmbedding,
 )
 from kernels.weights.weight_store import PackedWeightStore
-from tests.kernels.ops.layers.layers_case import PHI_3
+from tests.kernels.ops.decode_layers.layers_case import PHI_3
 from tests.kernels.ops.random_weights import zero_weight as weight
 
 STORE = PackedWeightStore(Context(H100), Arena(0, None))

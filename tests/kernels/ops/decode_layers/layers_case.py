@@ -13,13 +13,13 @@ from kernels.batch import GREEDY_ROW, SAMPLING_ROW, CacheScales, GreedyDraw, Lay
 from kernels.devices.cuda import CudaDevice
 from kernels.ops.attention import cache_shape, rope_attention
 from kernels.ops.attention_plan import plan_attention
+from kernels.ops.decode_layers.decode_layers import decode_layers, decode_layers_support
+from kernels.ops.decode_layers.decode_layers_cut import Layer, Model
+from kernels.ops.decode_layers.streamed_layers import CONTEXT
 from kernels.ops.embedding import embed
-from kernels.ops.layers.decode_layers import decode_layers, decode_layers_support
-from kernels.ops.layers.decode_layers_cut import Layer, Model
 from kernels.ops.matmul import linear_residual, norm_head, norm_linear, norm_swiglu
 from kernels.ops.rope import rotation
 from kernels.ops.sampling import sample
-from kernels.ops.streamed.streamed_layers import CONTEXT
 from kernels.runtime.device_array import DeviceArray
 from kernels.weights.parameters import (
     Attention,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from kernels.ops.attention_plan import SWAPPED_ROWS, query_bytes, tile_bytes
-from kernels.ops.layers.decode_layers_params import (
+from kernels.ops.decode_layers.decode_layers_params import (
     BLOCK_FORMATS,
     BLOCK_SPLITS,
     DECODE_WARPS,

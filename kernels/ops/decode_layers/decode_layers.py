@@ -8,8 +8,8 @@ import numpy as np
 
 from kernels.batch import LayerCache, Step, view
 from kernels.ops.attention_plan import SWAPPED_ROWS
-from kernels.ops.layers.decode_layers_cut import Layer, LayersCut, Matrices, Model, fits_head, obstacle
-from kernels.ops.layers.decode_layers_params import (
+from kernels.ops.decode_layers.decode_layers_cut import Layer, LayersCut, Matrices, Model, fits_head, obstacle
+from kernels.ops.decode_layers.decode_layers_params import (
     DECODE_WARPS,
     HEAD_DIM,
     LAYER_WARPS,
@@ -25,7 +25,7 @@ from kernels.ops.layers.decode_layers_params import (
     LayerCut,
     WordPlaces,
 )
-from kernels.ops.layers.decode_layers_step import (
+from kernels.ops.decode_layers.decode_layers_step import (
     FORMAT_NUMBERS,
     attention_params,
     embedding_params,
@@ -34,9 +34,9 @@ from kernels.ops.layers.decode_layers_step import (
     rope_params,
     rows_params,
 )
+from kernels.ops.decode_layers.streamed_layers import streamed_layers, streamed_layers_support
 from kernels.ops.matmul import norm_head
 from kernels.ops.rope import angle_params, cache_defines, cache_params, with_codes
-from kernels.ops.streamed.streamed_layers import streamed_layers, streamed_layers_support
 from kernels.runtime.compiler import Variant
 from kernels.runtime.device_array import DeviceArray, pointer_of
 from kernels.runtime.launcher import Context

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from kernels.devices.cuda import CudaDevice
-from kernels.ops.layers.decode_layers import decode_layers_support
+from kernels.ops.decode_layers.decode_layers import decode_layers_support
 from kernels.weights.parameters import QueryGrowth
-from tests.kernels.ops.layers.layers_case import QWEN, assert_equal, make_case, with_last_norm
+from tests.kernels.ops.decode_layers.layers_case import QWEN, assert_equal, make_case, with_last_norm
 
 pytestmark = pytest.mark.gpu
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from kernels.ops.attention_parts.attention_params import AttentionParams
-from kernels.ops.layers.decode_layers_params import LayersEmbedding, LayersHead, LayersRows
+from kernels.ops.decode_layers.decode_layers_params import LayersEmbedding, LayersHead, LayersRows
 from kernels.ops.rope import AngleParams, LayerCacheParams, RopeParams
 from kernels.runtime.cuda_constants import declare_constants
 from kernels.runtime.cuda_struct import CudaStruct, FieldType, Float32, Int32, Pointer, UInt32

@@ -1,4 +1,4 @@
-"""kernels.ops.streamed.streamed_layers: the same bits as of the ops that it stands for."""
+"""kernels.ops.decode_layers.streamed_layers: the same bits as of the ops that it stands for."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from kernels.devices.cuda import CudaDevice
-from kernels.ops.layers.decode_layers import decode_layers_support
-from kernels.ops.streamed.streamed_layers import CONTEXT
+from kernels.ops.decode_layers.decode_layers import decode_layers_support
+from kernels.ops.decode_layers.streamed_layers import CONTEXT
 from kernels.weights.parameters import QueryGrowth
-from tests.kernels.ops.layers.layers_case import PHI_3, assert_equal, make_case, with_last_norm
+from tests.kernels.ops.decode_layers.layers_case import PHI_3, assert_equal, make_case, with_last_norm
 
 pytestmark = pytest.mark.gpu
 

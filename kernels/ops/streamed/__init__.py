@@ -1,1 +1,0 @@
-"""All layers of a dense model in one kernel, whose weights stream through shared memory."""
