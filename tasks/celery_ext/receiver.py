@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery.utils.log import get_logger
+from redis.exceptions import NoPermissionError
 
 from orcd.store import schema
-from orcd.store.broker import say_wrong_type
+from orcd.store.broker import PRIORITIES, PRIORITY_SEPARATOR, Channel, say_wrong_type
 from orcd.store.commands.redis_script import RedisScript
 from orcd.store.dead_letters import DEAD_LETTER_BYTES, DEAD_LETTER_TTL_S, MAX_DEAD_LETTERS
 from tasks.celery_ext.message import MAX_MESSAGE_BYTES
@@ -22,7 +23,7 @@ from tasks.celery_ext.message import MAX_MESSAGE_BYTES
 logger = get_logger(__name__)
 
 MAX_RESTORED = 1000
-"""Messages that one call of a script puts back."""
+"""Messages that one call of a script puts back, or gathers."""
 MAINTENANCE_S = 1.0
 AGE_SPANS = 8
 """Messages of one list that came within a part of the ageing time have one age: into so many parts it is divided."""
@@ -47,6 +48,7 @@ class Receiver:
         self._take = RedisScript(client, schema.celery_script("take"))
         self._ageing_ms = ageing_ms
         self._lists: Sequence[str] = ()
+        self._may_gather = True
         self._ages = key_prefix + schema.AGES
         self._receivers = key_prefix + schema.RECEIVERS
         self._notes_prefix = key_prefix + schema.UNACKED
@@ -109,7 +111,7 @@ class Receiver:
             self._restore(self._lease_ms, tags[start : start + MAX_RESTORED])
 
     def maintain(self) -> None:
-        """Renew the lease, put back what others hold whose lease ran out, note ages; at most once a second.
+        """Renew the lease, put back what others hold whose lease ran out, gather, note ages; at most once a second.
 
         Once a lease, a search through all keys begins for what receivers hold that are not known any more.
         """
@@ -119,6 +121,7 @@ class Receiver:
             while self._restore(self._lease_ms) == MAX_RESTORED:
                 pass
             if self._lists:
+                self._gather()
                 keys = [self._ages, *self._lists]
                 span_ms = self._ageing_ms // AGE_SPANS
                 num_deleted = self._run("age", keys, [span_ms, AGES_TTL_S])
@@ -148,6 +151,19 @@ class Receiver:
         num_restored, num_deleted = self._run("restore", [self._receivers, self._ages], arguments)
         self._say_if_deleted(num_deleted, self._receivers, "leases of receivers begin anew")
         return int(num_restored)
+
+    def _gather(self) -> None:
+        """Bring over what senders that kept kombu's own separator have put into lists of other names."""
+        keys: list[str] = []
+        for name in self._lists:
+            queue, separator, priority = name.rpartition(PRIORITY_SEPARATOR)
+            if separator and priority in map(str, PRIORITIES):
+                keys += [f"{queue}{Channel.sep}{priority}", name]
+        try:
+            while keys and self._may_gather and self._run("gather", keys, [MAX_RESTORED]) == MAX_RESTORED:
+                pass
+        except NoPermissionError:  # a user with fewer rights than in docs/redis.acl, as of an earlier version
+            self._may_gather = False
 
     def _run(self, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         return RedisScript(self._client, schema.celery_script(name))(keys, arguments)

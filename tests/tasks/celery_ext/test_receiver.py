@@ -208,6 +208,43 @@ def test_dead_letters_find_their_place_when_the_key_has_another_type(
     assert connection.xlen(schema.DEAD) == 1
 
 
+def test_messages_of_senders_with_kombu_s_own_lists_are_gathered_in_order(
+    connection: redis.Redis, receiver: Receiver
+) -> None:
+    send(connection, "orcd:3", "1")
+    send(connection, "orcd\x06\x163", *map(str, range(2, 2500)))
+    send(connection, "orcd\x06\x169", "last")
+    take(connection, receiver, 0, ("orcd", "orcd:3", "orcd:9"))
+    receiver.maintain()
+    assert waiting(connection, "orcd:3") == [*map(str, range(1, 2500))]
+    assert waiting(connection, "orcd:9") == ["last"]
+    assert not connection.exists("orcd\x06\x163", "orcd\x06\x169")
+
+
+def test_lists_that_cannot_be_gathered_from_or_into_keep_back_no_other(
+    connection: redis.Redis, receiver: Receiver
+) -> None:
+    connection.set("orcd\x06\x161", "of another type")
+    connection.set("orcd:2", "of another type")
+    send(connection, "orcd\x06\x162", "stays")
+    send(connection, "orcd\x06\x163", "comes")
+    take(connection, receiver, 0, ("orcd:1", "orcd:2", "orcd:3"))
+    receiver.maintain()
+    assert waiting(connection, "orcd:3") == ["comes"]
+    assert waiting(connection, "orcd\x06\x162") == ["stays"]
+
+
+def test_a_user_who_may_not_gather_takes_what_is_in_our_lists(redis_url: str, connection: redis.Redis) -> None:
+    connection.acl_setuser("old", enabled=True, passwords=["+pw"], keys=["orcd", "orcd:*"], commands=["+@all"])
+    with redis.Redis.from_url(redis_url, username="old", password="pw") as old:
+        receiver = Receiver("r", 10_000, old)
+        send(connection, "orcd", "1")
+        take(connection, receiver, 0, ("orcd", "orcd:3"))
+        receiver.maintain()
+        assert [text for _, _, text in take(old, receiver, 9, ("orcd", "orcd:3"))] == ["1"]
+    connection.acl_deluser("old")
+
+
 def test_all_keys_have_the_prefix(connection: redis.Redis, make_receiver: MakeReceiver) -> None:
     receiver = make_receiver(key_prefix="ours-")
     send(connection, "ours-a", "1", "2")
