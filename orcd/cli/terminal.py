@@ -54,6 +54,7 @@ def show_text(events: Iterable[Event]) -> Error | None:
     """
     status = _StatusLine()
     others: dict[int, str] = {}
+    is_in_line = False
     last = None
     for last in events:
         match last:
@@ -69,11 +70,13 @@ def show_text(events: Iterable[Event]) -> Error | None:
                 status.clear()
                 sys.stdout.write(text)
                 sys.stdout.flush()
+                is_in_line = True
             case Token(t=text, choice=choice):
                 others[choice] = others.get(choice, "") + text
             case End() | Error():
                 status.clear()
-                sys.stdout.write("\n")
+                if is_in_line or isinstance(last, End):
+                    sys.stdout.write("\n")
     for choice in sorted(others):
         print(f"--- choice {choice}\n{others[choice]}")
     sys.stdout.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orcd.cli import terminal
-from orcd.events import End, Loading, Queued, Started, Token
+from orcd.events import End, Error, Loading, Queued, Started, Token
 
 END = End("stop", 1, 1, 1, 1, 1, "")
 
@@ -31,6 +31,18 @@ def test_a_person_sees_how_long_loading_will_take(
         *("position 1: no worker serves qwen", "position 1: waiting for a free slot"),
         *("loading the model, 0 %", "loading the model, 40 %, about 3 s left"),
     ]
+
+
+def test_a_job_that_says_nothing_and_fails_leaves_nothing_on_standard_output(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = Error("CONTEXT_LENGTH_EXCEEDED", "too long", retriable=False)
+    assert terminal.show_text([Started("j", "m", 1, 1), error]) is error
+    assert capsys.readouterr().out == ""
+    assert terminal.show_text([Token("frog", 1, [1]), error]) is error
+    assert capsys.readouterr().out == "frog\n"
+    assert terminal.show_text([END]) is None
+    assert capsys.readouterr().out == "\n"
 
 
 def test_a_table_has_columns_under_its_head(capsys: pytest.CaptureFixture[str]) -> None:
