@@ -110,7 +110,7 @@ def test_a_first_hour_goes_as_the_page_tells_it(shallow_chat_model: Path, tmp_pa
     walk = Walk(tmp_path)
     try:
         for block in blocks(PAGE):
-            for command in block.commands:
+            for command in block.commands if not block.mark else ():
                 start = time.monotonic()
                 walk.run(command)
                 print(f"{time.monotonic() - start:6.1f} s  {command}")
