@@ -24,8 +24,12 @@ class BadWords:
 
     def __init__(self, words: Sequence[Word], grammar: TokenConstraint | None, *, vocab_size: int) -> None:
         """``words`` are one id or more each."""
-        self._endings = [(word[:-1], word[-1]) for word in words]
-        self._num_kept = max(1, *(len(before) for before, _ in self._endings))
+        self._single_ids = {word[0] for word in words if len(word) == 1}
+        self._longer: dict[int, list[tuple[Word, int]]] = {}  # by their last id but one: few may end at any place
+        for word in words:
+            if len(word) > 1:
+                self._longer.setdefault(word[-2], []).append((word[:-1], word[-1]))
+        self._num_kept = max(1, *(len(word) - 1 for word in words))
         self._grammar = grammar
         self._every_id = np.packbits(np.ones(vocab_size, np.bool_), bitorder="little").tobytes()
         self._last_ids: Word = ()  # of the output, as many as a word looks back at
@@ -92,7 +96,8 @@ class BadWords:
 
     def _banned_ids(self) -> set[int]:
         last_ids = self._last_ids
-        return {last for before, last in self._endings if not before or last_ids[-len(before) :] == before}
+        longer = self._longer.get(last_ids[-1], ()) if last_ids else ()
+        return self._single_ids | {last for before, last in longer if last_ids[-len(before) :] == before}
 
     def _append(self, token_id: int) -> None:
         self._last_ids = (*self._last_ids, token_id)[-self._num_kept :]
