@@ -27,6 +27,7 @@ from redis.sentinel import (
 
 from orcd.errors import RedisUnavailable
 from orcd.settings import ClientSettings
+from orcd.store.commands.connection_pool import MAX_IDLE, ConnectionPool, close_spare, timed_by_the_kernel
 from orcd.store.commands.timed_redis import ANSWER_TIMEOUT_S, TimedRedis, TimedRetry
 from orcd.store.redis_address import RedisAddress
 
@@ -36,8 +37,6 @@ SENTINEL_TIMEOUT_S = 1
 NUM_RETRIES = 3
 RETRY_BACKOFF = ExponentialBackoff(cap=0.2, base=0.02)
 """How a client tries a command again, in redis-py's terms; what takes longer is for `orcd.store.backoff.Backoff`."""
-MAX_IDLE = 64
-"""Idle connections kept at most: after many calls at once the others are closed."""
 OUT_OF_ORDER = ("BUSY", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "UNBLOCKED")
 """What a Redis that can do nothing at the moment says."""
 HEALTH_CHECK_S = 30
@@ -81,25 +80,17 @@ def make_pool(address: RedisAddress, *, retry: Retry, socket_timeout: float, **o
     options = {"connection_class": connection_class(address)} | _options(address) | options
     options |= {"retry": retry, "socket_timeout": socket_timeout, "redis_connect_func": _greet}
     if not address.master:
-        return _Pool(**options)
+        return ConnectionPool(**options)
     return _SentinelPool(address, **options)
 
 
 def connection_class(address: RedisAddress) -> type[Any]:
     """What redis-py calls the kind of connection that the address needs."""
+    if address.uses_tls:
+        return SentinelManagedSSLConnection if address.master else redis.SSLConnection
     if address.master:
-        return SentinelManagedSSLConnection if address.uses_tls else SentinelManagedConnection
-    if address.path:
-        return redis.UnixDomainSocketConnection
-    return redis.SSLConnection if address.uses_tls else redis.Connection
-
-
-class _Pool(redis.ConnectionPool):
-    """Closes the idle connections that are too many."""
-
-    def release(self, connection: Any) -> None:
-        super().release(connection)
-        _close_spare(self)
+        return timed_by_the_kernel(SentinelManagedConnection)
+    return timed_by_the_kernel(redis.UnixDomainSocketConnection if address.path else redis.Connection)
 
 
 class _AsyncPool(async_connection.ConnectionPool):
@@ -108,13 +99,6 @@ class _AsyncPool(async_connection.ConnectionPool):
     async def release(self, connection: Any) -> None:
         await super().release(connection)
         await _close_spare_async(self)
-
-
-def _close_spare(pool: redis.ConnectionPool) -> None:
-    with pool._lock:
-        spare = pool._available_connections.pop(0) if len(pool._available_connections) > MAX_IDLE else None
-    if spare is not None:  # the one that was not used for longest: the last that came is lent first
-        spare.disconnect()
 
 
 async def _close_spare_async(pool: async_connection.ConnectionPool) -> None:
@@ -132,7 +116,7 @@ class _SentinelPool(SentinelConnectionPool):
 
     def release(self, connection: Any) -> None:
         super().release(connection)
-        _close_spare(self)
+        close_spare(self)
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         super().disconnect(inuse_connections)

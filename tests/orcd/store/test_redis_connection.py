@@ -17,6 +17,7 @@ from orcd.client import Client
 from orcd.errors import InvalidRequest, RedisUnavailable
 from orcd.settings import ClientSettings
 from orcd.store import redis_connection
+from orcd.store.commands import connection_pool
 from orcd.store.redis_address import RedisAddress
 from orcd.store.redis_connection import (
     UnsuitableRedisError,
@@ -247,7 +248,7 @@ def test_waiting_does_not_help_where_redis_has_said_no(error: redis.RedisError):
 
 def test_after_many_calls_at_once_few_connections_are_kept(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """After 300 streams there were 303."""
-    monkeypatch.setattr(redis_connection, "MAX_IDLE", 4)
+    monkeypatch.setattr(connection_pool, "MAX_IDLE", 4)
     with connect(ClientSettings(redis_url=redis_url)) as client:
         borrowed = [client.connection_pool.get_connection() for _ in range(20)]
         for connection in borrowed:
