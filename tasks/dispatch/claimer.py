@@ -149,7 +149,7 @@ class Claimer:
         assert self._engine is not None, "start() comes before the thread"
         turns = self._written(turns)
         job_ids, fingerprint = [turn.delivery.job_id for turn in turns], self._engine.fingerprint
-        tokens = [self._store.new_token() for _ in turns]
+        tokens = self._store.new_tokens(len(turns))
         claims = self._retry("claim", lambda: self._store.claim(job_ids, fingerprint, tokens)) if turns else None
         if claims is None:
             return

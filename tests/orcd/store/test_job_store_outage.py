@@ -260,7 +260,7 @@ def test_a_process_that_claims_its_lost_job_again_had_not_died(make_store: MakeS
 
 
 def test_a_claim_repeated_after_its_lease_has_run_out_costs_nothing(owner: JobStore):
-    tokens = [owner.new_token()]
+    tokens = owner.new_tokens(1)
     owner.claim([J], "print", tokens)
     let_lease_run_out(owner)
     (again,) = owner.claim([J], "print", tokens)
