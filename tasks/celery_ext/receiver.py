@@ -6,21 +6,25 @@ belong to a receiver as jobs belong to a worker: as long as it renews its lease.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery.utils.log import get_logger
+from kombu.transport import virtual
 from redis.exceptions import NoPermissionError
 
 from orcd.store import schema
 from orcd.store.broker import PRIORITIES, PRIORITY_SEPARATOR, Channel, say_wrong_type
 from orcd.store.commands.redis_script import RedisScript
 from orcd.store.dead_letters import DEAD_LETTER_BYTES, DEAD_LETTER_TTL_S, MAX_DEAD_LETTERS
-from tasks.celery_ext.message import MAX_MESSAGE_BYTES
+from tasks.celery_ext.message import MAX_MESSAGE_BYTES, Unreadable
+from tasks.worker_id import worker_id
 
 logger = get_logger(__name__)
+_numbers = itertools.count()
 
 MAX_RESTORED = 1000
 """Messages that one call of a script puts back, or gathers."""
@@ -180,3 +184,56 @@ class Receiver:
 
     def _take_acked(self) -> list[str]:
         return [self._acked.popleft() for _ in range(len(self._acked))]
+
+
+class QoS(virtual.QoS):  # type: ignore[misc]
+    """What a channel has received and not acknowledged.
+
+    ``num_free`` says how many messages there is room for; ``on_unreadable`` is told of those that nobody can read.
+    """
+
+    def __init__(self, channel: Any, prefetch_count: int = 0) -> None:
+        super().__init__(channel, prefetch_count)
+        self._on_collect.cancel()  # what a process leaves behind at its end, others put back
+        self.num_free: Callable[[], int] = lambda: 1
+        self.on_unreadable: Callable[[Unreadable], object] = lambda _: None
+        name = f"{worker_id()}-{next(_numbers)}"
+        lease_ms, prefix = channel.receiver_lease_ms, channel.global_keyprefix
+        self.receiver = Receiver(name, lease_ms, channel.plain_client(), prefix, channel.ageing_ms)
+
+    def ack(self, delivery_tag: str) -> None:
+        """The message need not be delivered again."""
+        self.receiver.ack(delivery_tag)
+        super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """The message is not wanted: drop it, or put it back."""
+        if requeue:
+            self.receiver.restore([delivery_tag])
+            super().ack(delivery_tag)
+        else:
+            self.ack(delivery_tag)
+
+    def dead_letter(self, delivery_tag: str, why: Unreadable) -> None:
+        """Nobody can read the message: keep it with the dead letters."""
+        if self.receiver.dead_letter(delivery_tag, why.reason, why.message_id, whole=why.is_foreign):
+            logger.warning("A message that cannot be read was put with the dead letters: see orcd dead list")
+            self.on_unreadable(why)
+        super().ack(delivery_tag)
+
+    def flush(self) -> None:
+        """Tell Redis now what was acknowledged."""
+        self.receiver.flush()
+
+    def restore_visible(self, *_: Any, **__: Any) -> None:
+        """Look after the receiver: kombu calls this all the time."""
+        self.receiver.maintain()
+
+    def restore_unacked(self, *_: Any, **__: Any) -> None:
+        """Put back all that was received."""
+        self._flush()
+        self.receiver.restore(list(self._delivered))
+        self._delivered.clear()
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Nothing: the channel that closes has closed the receiver."""

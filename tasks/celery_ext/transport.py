@@ -9,23 +9,21 @@ BRPOP in the names of kombu's methods.
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from queue import Empty
 from typing import Any
 
 from celery.utils.log import get_logger
-from kombu.transport import redis, virtual
+from kombu.transport import redis
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
 from orcd.store import broker, schema
 from tasks.celery_ext.message import Message, Unreadable, read_envelope
-from tasks.celery_ext.receiver import Receiver
-from tasks.worker_id import worker_id
+from tasks.celery_ext.receiver import QoS
 
 MAX_TAKEN = 6
 """Messages taken at once, at most: the event loop has other things to do, too."""
@@ -35,60 +33,6 @@ ANSWER_S = 5.0
 """An answer that takes longer does not come any more."""
 
 logger = get_logger(__name__)
-_numbers = itertools.count()
-
-
-class QoS(virtual.QoS):  # type: ignore[misc]
-    """What a channel has received and not acknowledged.
-
-    ``num_free`` says how many messages there is room for; ``on_unreadable`` is told of those that nobody can read.
-    """
-
-    def __init__(self, channel: Channel, prefetch_count: int = 0) -> None:
-        super().__init__(channel, prefetch_count)
-        self._on_collect.cancel()  # what a process leaves behind at its end, others put back
-        self.num_free: Callable[[], int] = lambda: 1
-        self.on_unreadable: Callable[[Unreadable], object] = lambda _: None
-        name = f"{worker_id()}-{next(_numbers)}"
-        lease_ms, prefix = channel.receiver_lease_ms, channel.global_keyprefix
-        self.receiver = Receiver(name, lease_ms, channel.plain_client(), prefix, channel.ageing_ms)
-
-    def ack(self, delivery_tag: str) -> None:
-        """The message need not be delivered again."""
-        self.receiver.ack(delivery_tag)
-        super().ack(delivery_tag)
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """The message is not wanted: drop it, or put it back."""
-        if requeue:
-            self.receiver.restore([delivery_tag])
-            super().ack(delivery_tag)
-        else:
-            self.ack(delivery_tag)
-
-    def dead_letter(self, delivery_tag: str, why: Unreadable) -> None:
-        """Nobody can read the message: keep it with the dead letters."""
-        if self.receiver.dead_letter(delivery_tag, why.reason, why.message_id, whole=why.is_foreign):
-            logger.warning("A message that cannot be read was put with the dead letters: see orcd dead list")
-            self.on_unreadable(why)
-        super().ack(delivery_tag)
-
-    def flush(self) -> None:
-        """Tell Redis now what was acknowledged."""
-        self.receiver.flush()
-
-    def restore_visible(self, *_: Any, **__: Any) -> None:
-        """Look after the receiver: kombu calls this all the time."""
-        self.receiver.maintain()
-
-    def restore_unacked(self, *_: Any, **__: Any) -> None:
-        """Put back all that was received."""
-        self._flush()
-        self.receiver.restore(list(self._delivered))
-        self._delivered.clear()
-
-    def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Nothing: the channel that closes has closed the receiver."""
 
 
 class Channel(broker.Channel):
@@ -225,6 +169,20 @@ class Channel(broker.Channel):
 class Poller(redis.MultiChannelPoller):  # type: ignore[misc]
     """Waits for answers and broadcasts on the connections of all channels."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.listening: Mapping[int, Any] | None = None  # the event loop's file descriptors
+        self._listening_to: dict[int, Any] = {}
+
+    @property
+    def fds(self) -> Sequence[int]:
+        """What the event loop does not listen to yet: kombu has it begin in every turn, a system call for each."""
+        if self.listening is None:
+            return list(self._fd_to_chan)
+        sockets = {connection.fileno(): connection for connection in self._chan_to_sock.values()}
+        known, self._listening_to = self._listening_to, sockets
+        return [fd for fd in self._fd_to_chan if fd not in self.listening or known.get(fd) is not sockets.get(fd)]
+
     def _update_brpop_polling(self) -> None:
         """Nothing: an answer that has come is always read, since there was room for it when it was asked for."""
 
@@ -281,6 +239,7 @@ class Transport(broker.Transport):
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Have the event loop turn at least so often: every turn looks whether it is time to ask."""
         super().register_with_event_loop(connection, loop)
+        self.cycle.listening = loop.readers
         loop.call_repeatedly(POLL_S, bool)
 
 

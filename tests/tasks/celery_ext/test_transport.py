@@ -12,7 +12,9 @@ import psutil
 import pytest
 import redis
 from kombu import Consumer, Queue
+from kombu.asynchronous import Hub
 from kombu.simple import SimpleQueue
+from kombu.utils.compat import fileno
 
 from orcd.client import Client
 from orcd.settings import ClientSettings
@@ -200,6 +202,33 @@ def test_consuming_goes_on_after_redis_has_closed_a_connection_that_waited(
         queue.get(timeout=0.3)
     channel.qos.num_free = lambda: 1
     assert [queue.get(timeout=60).payload for _ in range(2)] == [1, 2]
+
+
+def test_an_event_loop_is_told_once_of_each_connection(
+    channel: Any, queue: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub()
+    register, told = hub.poller.register, list[int]()
+    monkeypatch.setattr(hub.poller, "register", lambda fd, events: told.append(fileno(fd)) or register(fd, events))
+    received: list[Any] = []
+    consumer = Consumer(channel, [Queue("some")], accept=["json"], callbacks=[lambda body, _: received.append(body)])
+
+    def turn_until(number: int) -> None:
+        while len(received) < number:
+            hub.run_once()
+
+    with consumer:
+        channel.connection.client.register_with_event_loop(hub)
+        turn_until(3)
+        told.clear()
+        queue.put(3)
+        turn_until(4)
+        assert told == []
+        channel.client.connection.disconnect()
+        queue.put(4)
+        turn_until(5)
+        assert told != []
+    hub.close()
 
 
 def test_a_channel_that_has_lost_redis_can_be_closed_again_and_again(redis_server: RedisServer) -> None:
