@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -57,7 +58,7 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
         self._is_away = False
         self._progress_part = 0
         self._backoff = Backoff(*RECONNECT_S)
-        self._ready_at = 0.0
+        self._ready_at = math.inf
         super().__init__(self._start_request, *args, **kwargs)
         self.connection_errors += (OperationalError,)  # kombu's word where it could not open a connection by itself
         if self.hub:
@@ -106,15 +107,21 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
         self.first_connection_attempt = False
         return conn
 
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        """Wait a moment: Redis is there and refuses what a connection begins with."""
+        self._say_away(exc)
+        if time.monotonic() > self._ready_at + STABLE_S:
+            self._backoff.succeeded()
+        self._ready_at = math.inf
+        time.sleep(self._backoff.failed(exc))
+
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Drop the connection and wait a moment. What this worker had taken is delivered again, to it or to others."""
         self._say_away(exc)
         connection, self.connection = self.connection, None
         with suppress(Exception):  # there may be nobody to take leave of
             connection.collect(socket_timeout=CLOSE_S)
-        if time.monotonic() > self._ready_at + STABLE_S:
-            self._backoff.succeeded()
-        time.sleep(self._backoff.failed(exc))
+        self.on_connection_error_before_connected(exc)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """What takes messages: Celery gets those that it can read, and of tasks that it knows."""

@@ -27,9 +27,13 @@ def worker(shallow_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_worker_without_jobs_outlives_what_redis_refuses(worker: WorkerProcess, name: str) -> None:
+    num_said = len(worker.events("celery"))
     with closing(redis.Redis.from_url(worker.redis_url)) as connection, staged(FAULTS[name], connection):
         time.sleep(SECONDS)
     assert_outlived(worker)
+    said = [event["message"] for event in worker.events("celery")[num_said:]]
+    assert set(said) <= {"Redis is away or refuses commands; waiting for it", "Redis is back"}
+    assert len(said) <= 2 or name == "connections-cut"  # it is away as often
 
 
 def _is_submitted(client: Client) -> bool:
