@@ -35,6 +35,9 @@ RECONNECT_S = (0.1, 1.0)
 STABLE_S = 5.0
 """Who has consumed for so long begins with short pauses again."""
 
+CANNOT_RUN = {"celery.map", "celery.starmap", "celery.chord_unlock"}
+"""Tasks of Celery's own that call ours as functions, or look for results where ours are not."""
+
 logger = get_logger(__name__)
 
 
@@ -127,8 +130,10 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
         """What takes messages: Celery gets those that it can read, and of tasks that it knows."""
         handle = super().create_task_handler(*args, **kwargs)
 
+        tasks = self.strategies.keys() - CANNOT_RUN
+
         def on_message(message: Any) -> None:
-            read_task(message, self.strategies)
+            read_task(message, tasks)
             handle(message)
 
         return on_message
@@ -149,9 +154,10 @@ class Consumer(celery.worker.consumer.Consumer):  # type: ignore[misc]
             request.message.channel.qos.dead_letter(request.message.delivery_tag, why)
 
     def _refuse(self, why: Unreadable) -> None:
-        """Tell the sender of a message that cannot be read; one of another application may be sent on."""
-        if why.message_id and not why.is_foreign:
-            self.pool.submit(partial(refuse_task, task_id=why.message_id, reason=why.reason))
+        """Tell the sender of a message, as Celery does of tasks that a worker does not know."""
+        if why.message_id:
+            reason = f"the message cannot be {'run' if why.is_foreign else 'read'}: {why.reason}"
+            self.pool.submit(partial(refuse_task, task_id=why.message_id, reason=reason))
 
     def _say_away(self, error: Exception) -> None:
         if not self._is_away:

@@ -46,7 +46,8 @@ TaskId = Annotated[str, Meta(min_length=1, max_length=255)]
 class Unreadable(Exception):
     """What is wrong with a message, in words that hold nothing of what it says but the name of its task.
 
-    ``message_id`` is its id if it has one. The message of another application, which can be read, ``is_foreign``.
+    ``message_id`` is its id if it has one, which may be any text. The message of another application, which can be
+    read, ``is_foreign``.
     """
 
     def __init__(self, reason: str, message_id: str = "", *, is_foreign: bool = False) -> None:
@@ -54,6 +55,11 @@ class Unreadable(Exception):
         self.reason = reason
         self.message_id = message_id
         self.is_foreign = is_foreign
+
+    @property
+    def shown_id(self) -> str:
+        """The id, where it can be told to people."""
+        return self.message_id if is_well_formed(self.message_id) else ""
 
 
 @prepared
@@ -270,6 +276,7 @@ def _check_time(value: Any, name: str, message_id: str) -> None:
 
 
 def _id_of(headers: Any) -> str:
-    """The id, where it can be told to people."""
     found = headers.get("id") if isinstance(headers, dict) else None
-    return found if is_well_formed(found) else ""
+    with suppress(UnicodeEncodeError):  # halves of surrogates
+        return found if isinstance(found, str) and found.encode() else ""
+    return ""

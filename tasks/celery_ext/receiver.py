@@ -43,7 +43,10 @@ class Receiver:
     `take_command` be lost, the messages in it are this receiver's all the same: then `close` it.
 
     Lists are emptied in their order, but messages that have waited for ``ageing_ms`` get every second place.
+    ``on_too_long`` is told of those that never leave Redis.
     """
+
+    on_too_long: Callable[[Unreadable], object] = staticmethod(lambda _: None)
 
     def __init__(self, name: str, lease_ms: int, client: Any, key_prefix: str = "", ageing_ms: int = 300_000) -> None:
         self._name = name
@@ -85,9 +88,10 @@ class Receiver:
         """The messages that Redis answered with: delivery tag, list, text."""
         self._acked_in_flight.clear()
         messages = []
-        taken, unusable, num_too_long, num_deleted = answer
-        if num_too_long:
+        taken, unusable, too_long, num_deleted = answer
+        for reason, message_id in too_long:
             logger.warning("A message that is too long was put with the dead letters: see orcd dead list")
+            self.on_too_long(Unreadable(reason.decode(), message_id.decode()))
         for key in unusable:
             say_wrong_type(key.decode(), "nothing is taken from it")
         self._say_if_deleted(num_deleted, self._dead, "those before are lost")
@@ -200,6 +204,7 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         name = f"{worker_id()}-{next(_numbers)}"
         lease_ms, prefix = channel.receiver_lease_ms, channel.global_keyprefix
         self.receiver = Receiver(name, lease_ms, channel.plain_client(), prefix, channel.ageing_ms)
+        self.receiver.on_too_long = lambda why: self.on_unreadable(why)
 
     def ack(self, delivery_tag: str) -> None:
         """The message need not be delivered again."""
@@ -216,7 +221,7 @@ class QoS(virtual.QoS):  # type: ignore[misc]
 
     def dead_letter(self, delivery_tag: str, why: Unreadable) -> None:
         """Nobody can read the message: keep it with the dead letters."""
-        if self.receiver.dead_letter(delivery_tag, why.reason, why.message_id, whole=why.is_foreign):
+        if self.receiver.dead_letter(delivery_tag, why.reason, why.shown_id, whole=why.is_foreign):
             logger.warning("A message that cannot be read was put with the dead letters: see orcd dead list")
             self.on_unreadable(why)
         super().ack(delivery_tag)

@@ -82,14 +82,14 @@ def end_revoked(store: JobStore, backend: Any, message: InFlightMessage) -> None
 
 
 def refuse_task(store: JobStore, backend: Any, task_id: str, reason: str) -> None:
-    """Store that a task has failed, since its message cannot be read: its sender may wait for it.
+    """Store that a task has failed, since its message cannot be read or run: its sender may wait for it.
 
     Not where a job has its id: that has come with another message. Raises `redis.RedisError` and `NotStored`.
     """
     state, _ = _record(store, task_id)
     if state is None:
         with suppress(ResponseError):  # the key holds something else
-            backend.store_result(task_id, InvalidRequest(f"the message cannot be read: {reason}"), states.FAILURE)
+            backend.store_result(task_id, InvalidRequest(reason), states.FAILURE)
 
 
 def _task_state(backend: Any, task_id: str) -> str:

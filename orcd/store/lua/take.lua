@@ -7,15 +7,15 @@
 -- ARGV: receiver, lease ms, at most so many messages, number of the first one taken, ms that one has to wait to go before
 --       more urgent ones, at most so many bytes of a message, at most so many of a dead letter, at most so many dead
 --       letters, their time to live in s, then the tags of acknowledged ones
--- Returns {tag, message} for each, the keys of messages that have another type, how many messages were too long, and
--- whether orcd:dead had another type and was deleted. A tag is '<number> <list>', so that a note says where its message
+-- Returns {tag, message} for each, the keys of messages that have another type, {reason, its id or ''} for each message that
+-- was too long, and whether orcd:dead had another type and was deleted. A tag is '<number> <list>', so that a note says where its message
 -- goes back to. When the messages together have more bytes than one may have, the rest is left for the next call.
 for at = 10, #ARGV do
     redis.call('HDEL', KEYS[2], ARGV[at])
 end
 local most, first_number, ageing = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local most_bytes, num_bytes = tonumber(ARGV[6]), 0
-local taken, unusable, lists, num_too_long, num_deleted = {}, {}, {}, 0, 0
+local taken, unusable, lists, too_long, num_deleted = {}, {}, {}, {}, 0
 
 local function cannot_use(key)
     if not unusable[key] then
@@ -33,11 +33,11 @@ for key = 5, #KEYS do
     end
 end
 if #lists == 0 or most < 1 then
-    return {taken, unusable, 0, 0}
+    return {taken, unusable, {}, 0}
 end
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'zset' and kind ~= 'none' then -- restore replaces it; what is taken before has no lease
-    return {taken, unusable, 0, 0}
+    return {taken, unusable, {}, 0}
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -132,12 +132,18 @@ local function dead_letter(list, text)
     if redis.call('TYPE', KEYS[4]).ok ~= 'stream' then
         num_deleted = num_deleted + redis.call('DEL', KEYS[4])
     end
-    redis.call('XADD', KEYS[4], 'MAXLEN', ARGV[8], '*',
-        'reason', string.format('it has %d bytes; at most %d are read', #text, most_bytes),
-        'list', list.key, 'num_bytes', #text, 'text', string.sub(text, 1, tonumber(ARGV[7])))
+    local reason = string.format('it has %d bytes; at most %d are read', #text, most_bytes)
+    -- kombu has the properties last
+    local id = string.match(string.sub(text, -4096), '"correlation_id": ?"([%w_.:-]+)"')
+    local fields = {'reason', reason, 'list', list.key, 'num_bytes', #text, 'text', string.sub(text, 1, tonumber(ARGV[7]))}
+    if id then
+        fields[#fields + 1] = 'id'
+        fields[#fields + 1] = id
+    end
+    redis.call('XADD', KEYS[4], 'MAXLEN', ARGV[8], '*', unpack(fields))
     redis.call('EXPIRE', KEYS[4], ARGV[9])
     redis.call('LTRIM', list.key, 0, -2) -- RPOP would make another copy of it
-    num_too_long = num_too_long + 1
+    too_long[#too_long + 1] = {reason, id or ''}
 end
 
 local num_left = 0
@@ -177,7 +183,7 @@ for _, list in ipairs(lists) do
         redis.pcall('HSET', KEYS[3], list.key, table.concat(words, ' '))
     end
 end
-if num_too_long > 0 then
+if #too_long > 0 then
     collectgarbage() -- Lua would keep the long text until many more scripts have run
 end
-return {taken, unusable, num_too_long, num_deleted}
+return {taken, unusable, too_long, num_deleted}

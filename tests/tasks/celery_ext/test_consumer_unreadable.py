@@ -17,6 +17,7 @@ from orcd.client import Client
 from orcd.errors import InvalidRequest
 from orcd.store import schema
 from orcd.store.enqueue import queue_name
+from tasks.celery_ext.message import MAX_MESSAGE_BYTES
 from tasks.celery_ext.tasks import GenerateTask
 from tasks.local.redis_server import RedisServer
 from tests.conftest import wait_until
@@ -80,10 +81,10 @@ def test_a_worker_outlives_a_broken_message_and_takes_the_next_one(
     letters = [letter for _, letter in redis_of_worker.xrange(schema.DEAD)]
     assert [letter[b"text"] for letter in letters] in ([BAD[name][: 64 * 1024]], []), "as it was, and once"
     for letter in letters:
-        is_foreign, message_id = b"none of orcd's" in letter[b"reason"], letter.get(b"id", b"").decode()
+        message_id = letter.get(b"id", b"").decode()
         has_id = b'"id": "%s"' % name.encode() in BAD[name] and letter[b"reason"] != b"it is not JSON in UTF-8"
         assert bool(message_id) == has_id or name.startswith("protocol-1")
-        if message_id and not is_foreign:
+        if message_id:
             wait_until(lambda message_id=message_id: _stored(redis_of_worker, message_id) == "FAILURE")
     assert CANARY not in worker.log_path.read_text()
 
@@ -108,6 +109,30 @@ def test_the_sender_of_a_message_that_cannot_be_read_does_not_wait_for_ever(
     redis_of_worker.lpush(QUEUE, BAD["content-type-pickle"])
     with pytest.raises(InvalidRequest, match="the message cannot be read: its content type is not application/json"):
         app.AsyncResult("content-type-pickle").get(timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("task_id", "task", "reason"),
+    [
+        ("foreign", "shop.pay", "the message cannot be run: task shop.pay is none of orcd's"),
+        ("mapped", "celery.starmap", "the message cannot be run: task celery.starmap is none of orcd's"),
+        ("an id of spaces, and ☂", "shop.pay", "the message cannot be run"),
+        ("x" * 300, GenerateTask.name, "the message cannot be read: its headers are wrong"),
+    ],
+)
+def test_the_sender_of_a_message_that_is_none_of_ours_does_not_wait_for_ever(
+    worker: WorkerProcess, task_id: str, task: str, reason: str
+) -> None:
+    app = Celery(broker=worker.redis_url, backend=worker.redis_url)
+    with pytest.raises(InvalidRequest, match=reason):
+        app.send_task(task, kwargs=FIELDS, queue="orcd", task_id=task_id).get(timeout=60)
+
+
+def test_the_sender_of_a_message_that_is_too_long_does_not_wait_for_ever(worker: WorkerProcess) -> None:
+    app = Celery(broker=worker.redis_url, backend=worker.redis_url)
+    request = {"prompt": CANARY * (MAX_MESSAGE_BYTES // len(CANARY)), "max_tokens": 2}
+    with pytest.raises(InvalidRequest, match=r"cannot be read: it has \d+ bytes; at most 33554432 are read"):
+        app.send_task(GenerateTask.name, kwargs=request, queue="orcd").get(timeout=60)
 
 
 def test_a_job_of_the_id_is_not_what_cannot_be_read(worker: WorkerProcess, redis_of_worker: Any) -> None:
