@@ -14,7 +14,7 @@ from typing import Any
 from celery import states
 from celery.utils.functional import maybe_list
 from celery.worker import state as celery_state
-from celery.worker.control import control_command, ok
+from celery.worker.control import control_command, nok, ok
 from redis import ResponseError
 
 from orcd.errors import Cancelled, Expired, InvalidRequest, OrcdError
@@ -110,7 +110,8 @@ def _record(store: JobStore, job_id: str) -> tuple[bytes | None, bytes | None]:
     return state, started
 
 
-# In place of Celery's own, which ask Redis from the event loop. Their names and arguments are Celery's.
+# In place of Celery's own, which ask Redis from the event loop, or a pool of processes to change. Their names and
+# arguments are Celery's.
 
 
 @control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
@@ -131,3 +132,15 @@ def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None
 def terminate(state: Any, signal: Any, task_id: Any, **_: Any) -> Any:
     """Revoke tasks by id, also those that run."""
     return revoke(state, task_id, terminate=True, signal=signal)
+
+
+@control_command(args=[("n", int)], signature="[N=1]")  # type: ignore[untyped-decorator]
+def pool_grow(_state: Any, **_: Any) -> Any:
+    """Nothing: there is one engine, whose size is set when it starts."""
+    return nok("a worker of orcd has one engine: start more workers, or this one with another ORCD_MAX_SEQUENCES")
+
+
+@control_command(args=[("n", int)], signature="[N=1]")  # type: ignore[untyped-decorator]
+def pool_shrink(state: Any, **_: Any) -> Any:
+    """Nothing, as `pool_grow`."""
+    return pool_grow(state)

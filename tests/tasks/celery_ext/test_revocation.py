@@ -148,3 +148,9 @@ def test_the_control_commands_are_ours_and_ask_redis_for_nothing(terminate: bool
     [work] = worker.consumer.pool.submit.call_args.args
     assert work.func is revoke_tasks
     assert work.keywords == {"task_ids": {"t", "u"}, "reason": "terminated" if terminate else "revoked"}
+
+
+@pytest.mark.parametrize("command", ["pool_grow", "pool_shrink"])
+def test_a_pool_of_one_engine_says_that_it_does_not_grow(command: str) -> None:
+    answer = Panel.data[command](Mock(), n=1)
+    assert answer["error"].startswith("a worker of orcd has one engine")
