@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import redis
+from redis.exceptions import NoPermissionError
 
 from orcd.monitoring.check import Check
 from orcd.settings import ClientSettings
@@ -16,6 +17,7 @@ from orcd.store.redis_connection import connect, explain
 
 LEAST_VERSION = (6, 2)
 ACL_ADVICE = "give the user the rights in docs/redis.acl"
+SCRIPT = "return redis.call('EXISTS', KEYS[1])"
 PROBE = "orcd:doctor"
 """A key and a channel that checks write to; the key is gone after a second."""
 
@@ -62,7 +64,7 @@ class RedisChecks:
         """A command of each kind that clients and workers use."""
         key = self._prefix + PROBE
         probes: dict[str, Callable[[], Any]] = {
-            "scripts": lambda: connection.eval("return redis.call('EXISTS', KEYS[1])", 1, key),
+            "scripts": lambda: connection.evalsha(connection.script_load(SCRIPT), 1, key),
             "writing": lambda: connection.set(key, "1", ex=1),
             "queues": lambda: connection.llen(f"{self._prefix}orcd"),
             "streams": lambda: connection.xrange(self._prefix + schema.DEAD, count=1),
@@ -74,8 +76,9 @@ class RedisChecks:
             try:
                 probe()
             except redis.RedisError as error:
-                if not isinstance(error, redis.ResponseError):
-                    return Check("redis rights", "problem", explain(error, self._address).message, "try again")
+                if not _is_not_allowed(error):
+                    found, _, advice = explain(error, self._address).message.partition("; ")
+                    return Check("redis rights", "problem", found, advice or "see Redis's log")
                 refused.append(name)
         if refused:
             return Check("redis rights", "problem", f"refused: {', '.join(refused)}", ACL_ADVICE)
@@ -89,6 +92,12 @@ class RedisChecks:
         if count:
             return Check("workers", "good", f"{count} alive: orcd workers lists them")
         return Check("workers", "warning", "none is alive, so jobs wait", "start one: orcd worker --model M.gguf")
+
+
+def _is_not_allowed(error: redis.RedisError) -> bool:
+    """Whether the user lacks a right, or the server has a command under another name."""
+    text = str(error)
+    return isinstance(error, NoPermissionError) or "NOPERM" in text or "unknown command" in text
 
 
 def server_checks(info: Mapping[str, Any]) -> Iterator[Check]:

@@ -10,6 +10,8 @@ import redis
 from orcd.monitoring.redis_checks import RedisChecks, server_checks
 from orcd.monitoring.worker_registry import WorkerRegistry
 from orcd.settings import ClientSettings
+from orcd.store.redis_address import RedisAddress
+from tasks.local.redis_server import RedisServer
 
 INFO: dict[str, Any] = {
     "redis_version": "7.4.1",
@@ -51,6 +53,38 @@ def test_rights_that_are_missing_are_named(redis_url: str, connection: redis.Red
     rights = found["redis rights"]
     assert (rights.outcome, rights.found) == ("problem", "refused: scripts, streams, scanning")
     assert "redis.acl" in rights.advice
+
+
+def test_a_redis_that_is_full_or_read_only_lacks_no_right(redis_url: str, connection: redis.Redis) -> None:
+    address = RedisAddress.parse(redis_url)
+    connection.config_set("maxmemory", 1)
+    try:
+        full = {check.name: check for check in RedisChecks(ClientSettings(redis_url=redis_url))}["redis rights"]
+    finally:
+        connection.config_set("maxmemory", 0)
+    assert (full.outcome, full.found, full.advice) == ("problem", f"Redis at {address} is full", "raise its maxmemory")
+    connection.replicaof("127.0.0.1", 1)
+    try:
+        read_only = {check.name: check for check in RedisChecks(ClientSettings(redis_url=redis_url))}["redis rights"]
+    finally:
+        connection.replicaof("NO", "ONE")
+    assert (read_only.outcome, read_only.found) == (
+        "problem",
+        f"Redis at {address} refused a command: ReadOnlyError",
+    )
+
+
+class ServerWithoutScripts(RedisServer):
+    """A server whose scripts are all sent whole, as some that others run."""
+
+    def _command(self, port: int) -> list[str]:
+        return [*super()._command(port), "--rename-command", "SCRIPT", ""]
+
+
+def test_a_server_that_keeps_no_scripts_is_told_of() -> None:
+    with ServerWithoutScripts() as server:
+        rights = {check.name: check for check in RedisChecks(ClientSettings(redis_url=server.url))}["redis rights"]
+    assert (rights.outcome, rights.found) == ("problem", "refused: scripts")
 
 
 @pytest.mark.parametrize(
