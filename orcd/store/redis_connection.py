@@ -235,6 +235,8 @@ def explain(error: redis.RedisError, address: RedisAddress) -> RedisUnavailable:
         )
     elif isinstance(error, MasterNotFoundError | async_sentinel.MasterNotFoundError):
         text = f"no sentinel of {address} answers and names a master that is up; start them or set ORCD_REDIS_URL"
+    elif "max number of clients reached" in str(error):
+        text = f"Redis at {address} has as many clients as it may have; raise its maxclients"
     elif isinstance(error, redis.ConnectionError | redis.TimeoutError):
         text = f"cannot reach Redis at {address}; start it or set ORCD_REDIS_URL{other_scheme(error, address)}"
     elif isinstance(error, redis.InvalidResponse):

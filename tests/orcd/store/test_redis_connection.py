@@ -58,6 +58,10 @@ SETTINGS = ClientSettings(redis_url="redis://:secret@redis:6379/0")
             "Redis at redis://:**@redis:6379/0 is full; raise its maxmemory",
         ),
         (
+            redis.ConnectionError("max number of clients reached"),
+            "Redis at redis://:**@redis:6379/0 has as many clients as it may have; raise its maxclients",
+        ),
+        (
             redis.ResponseError("DB index is out of range"),
             "Redis at redis://:**@redis:6379/0 has no database 0; set ORCD_REDIS_URL",
         ),
