@@ -65,8 +65,8 @@ class Packing(enum.IntEnum):
 class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
     """Natural-log probability of a token and of the most likely ones at its place.
 
-    ``pieces`` are the bytes of all of these by token id, in JSON as base64: a token may be a part of a character.
-    Python's garbage collector skips these, as there are very many and nothing in them refers to anything.
+    ``pieces`` are the bytes of all of these by id, in JSON as base64: a token may be a part of a character. Python's
+    garbage collector skips these, as there are very many and nothing in them refers to anything.
     """
 
     id: int
@@ -148,8 +148,8 @@ class Token(msgspec.Struct, frozen=True, tag_field="type", tag="token", omit_def
 
     Reasoning has its text in ``analysis``, calls of tools are in ``tool_calls``, and ``commentary`` is what GPT-OSS
     writes in its channel of that name and what calls no tool of the request. ``prompt_logprobs``, on the first event of
-    a job's first choice, has an entry for each token of the prompt, of which the first one is None.
-    ``finish`` is the choice's finish reason, on its last event when the job has several choices.
+    a job's first choice, has an entry for each token of the prompt; the first one is None, and its bytes are
+    ``prompt_start``. ``finish`` is the choice's finish reason, on its last event when the job has several choices.
     ``packed_logprobs`` and ``packed_prompt_logprobs`` stand for these two in logs, and are None in what is read there.
     """
 
@@ -163,6 +163,7 @@ class Token(msgspec.Struct, frozen=True, tag_field="type", tag="token", omit_def
     logprobs: list[TokenLogprob] | None = None
     tool_calls: list[ToolCallDelta] | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    prompt_start: bytes = b""
     packed_logprobs: PackedLogprobs | None = None
     packed_prompt_logprobs: PackedLogprobs | None = None
 
@@ -221,10 +222,9 @@ _NO_MORE = msgspec.structs.astuple(Token("", 1, []))[4:]
 
 def encode_event(event: Event, packing: Packing = Packing.NOTHING) -> bytes:
     """The event as one line of JSON; a packed `Token` that has no more is a list of t, i, ids and choice."""
-    if packing == Packing.TOKENS and isinstance(event, Token):
-        fields = msgspec.structs.astuple(event)
-        if fields[4:] == _NO_MORE:
-            return _encoder.encode(fields[:4])
+    is_token = packing == Packing.TOKENS and isinstance(event, Token)
+    if is_token and (fields := msgspec.structs.astuple(event))[4:] == _NO_MORE:
+        return _encoder.encode(fields[:4])
     return _encoder.encode(event)
 
 

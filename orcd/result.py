@@ -46,7 +46,8 @@ class Result(msgspec.Struct, frozen=True):
     and kinds of devices that the tokens come from, in order: more than one means that the answer was begun under
     another one than it was finished under. ``schema_valid`` is as in `orcd.events.End`, None unless the job succeeded.
     ``prompt_logprobs`` has an entry for each token of the prompt, None for the first one, which nothing comes before;
-    it is None if the request asked for none. ``cached_tokens`` is how many of ``tokens_in`` were in the prefix cache.
+    it is None if the request asked for none. ``prompt_start`` are the bytes of that first token. ``cached_tokens`` is
+    how many of ``tokens_in`` were in the prefix cache.
     """
 
     job_id: str
@@ -63,6 +64,7 @@ class Result(msgspec.Struct, frozen=True):
     schema_valid: bool | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
     cached_tokens: int = 0
+    prompt_start: bytes = b""
 
     @property
     def text(self) -> str:
@@ -115,6 +117,7 @@ class ResultBuilder:
         self._model: str | None = None
         self._fingerprints: dict[str, None] = {}
         self._prompt_logprobs: list[TokenLogprob | None] | None = None
+        self._prompt_start = b""
 
     def add(self, event: Event) -> None:
         """Take the next event."""
@@ -122,6 +125,7 @@ class ResultBuilder:
             case Token(choice=choice):  # first, as there are many of these
                 self._choices[choice].add(event)
                 self._prompt_logprobs = event.prompt_logprobs or self._prompt_logprobs
+                self._prompt_start = event.prompt_start or self._prompt_start
                 return
             case Queued():
                 self._state = "queued"
@@ -171,6 +175,7 @@ class ResultBuilder:
                 model=self._model,
                 fingerprints=fingerprints,
                 prompt_logprobs=prompt_logprobs,
+                prompt_start=self._prompt_start,
             )
         end = self._end
         return Result(
@@ -187,6 +192,7 @@ class ResultBuilder:
             schema_valid=end.schema_valid,
             prompt_logprobs=prompt_logprobs,
             cached_tokens=end.cached_tokens,
+            prompt_start=self._prompt_start,
         )
 
 

@@ -212,7 +212,7 @@ _COMPLETIONS: dict[str, Treatment] = {
     "max_tokens": Read("max_tokens", _none_if(-1)),
     "n_predict": Read("max_tokens", _none_if(-1)),
     "logprobs": Read("logprobs"),
-    "echo": Combined("the answer begins with the prompt's text; not together with logprobs"),
+    "echo": Combined("the answer begins with the prompt's text, and logprobs with its tokens"),
     "best_of": Unsupported("use n", off=(1,)),
     "suffix": Unsupported("write the model's own fill-in-the-middle tokens into the prompt", off=("",)),
     "add_special_tokens": Unsupported(off=(True,)),

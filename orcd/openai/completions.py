@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from orcd.errors import InvalidRequest
 from orcd.openai import logprobs
-from orcd.openai.body_fields import BodyFields
+from orcd.openai.body_fields import BodyFields, is_one_of
 from orcd.openai.body_table import COMPLETIONS
 from orcd.openai.usage import usage
 from orcd.request import Request
@@ -26,7 +28,7 @@ def parse(body: Any, defaults: Mapping[str, Any]) -> Request:
     fields = BodyFields(body, COMPLETIONS)
     fields.require("prompt")
     _read_prompt(fields)
-    _check_echo(fields)
+    _read_echo(fields, body)
     return fields.to_request({"max_tokens": MAX_TOKENS, **defaults})
 
 
@@ -63,11 +65,17 @@ def response(body: Mapping[str, Any], result: Result, created_s: int) -> dict[st
 
 def response_of_all(body: Mapping[str, Any], results: Sequence[Result], created_s: int) -> dict[str, Any]:
     """The ``text_completion`` object of the jobs of all prompts, which succeeded: prompt by prompt their choices."""
+    if asks_for_no_answer(body):
+        nothing = Choice("", [], "length")
+        results = [
+            msgspec.structs.replace(each, choices=[nothing] * len(each.choices), tokens_out=0) for each in results
+        ]
     first = results[0]
     choices: list[dict[str, Any]] = []
     for echoed, result in zip(echoes(body, len(results)), results, strict=True):
+        of_prompt = logprobs.of_prompt(result) if body.get("prompt_logprobs") is not None else {}
         for choice in result.choices:
-            choices.append({**_choice(len(choices), choice, echoed), **logprobs.of_prompt(result)})
+            choices.append({**_choice(body, len(choices), result, choice, echoed), **of_prompt})
     return {
         "id": f"cmpl-{first.job_id}",
         "object": "text_completion",
@@ -79,21 +87,34 @@ def response_of_all(body: Mapping[str, Any], results: Sequence[Result], created_
     }
 
 
-def echoes(body: Mapping[str, Any], num_prompts: int) -> list[str]:
-    """What the answers to each prompt begin with."""
+def asks_for_no_answer(body: Mapping[str, Any]) -> bool:
+    """Whether only the prompt is wanted, with its log probabilities: ``max_tokens`` 0, which goes with ``echo``.
+
+    A token is drawn for it, as for every request, and left out.
+    """
+    return bool(body.get("echo")) and is_one_of(body.get("max_tokens"), (0,))
+
+
+def echoes(body: Mapping[str, Any], num_prompts: int) -> list[str | None]:
+    """What the answers to each prompt begin with; None where the results say it, as the prompt is token ids."""
     if not body.get("echo"):
         return [""] * num_prompts
     prompts = body["prompt"]
-    return prompts if isinstance(prompts, list) else [prompts]
+    if isinstance(prompts, str) or isinstance(prompts[0], int):
+        prompts = [prompts]
+    return [prompt if isinstance(prompt, str) else None for prompt in prompts]
 
 
-def _choice(index: int, choice: Choice, echoed: str) -> dict[str, Any]:
-    return {
-        "index": index,
-        "text": echoed + choice.text,
-        "logprobs": None if choice.logprobs is None else logprobs.columns(choice.logprobs, len(echoed)),
-        "finish_reason": choice.finish_reason,
-    }
+def _choice(body: Mapping[str, Any], index: int, result: Result, choice: Choice, echoed: str | None) -> dict[str, Any]:
+    if echoed is None:
+        echoed = b"".join(logprobs.prompt_pieces(result)).decode("utf-8", "replace")
+    columns = None
+    if choice.logprobs is not None or (body.get("echo") and body.get("logprobs") is not None):
+        columns = logprobs.columns(choice.logprobs or (), len(echoed))
+    if columns is not None and body.get("echo"):
+        of_prompt = logprobs.columns_of_prompt(result, len(echoed))
+        columns = {name: of_prompt[name] + column for name, column in columns.items()}
+    return {"index": index, "text": echoed + choice.text, "logprobs": columns, "finish_reason": choice.finish_reason}
 
 
 def _read_prompt(fields: BodyFields) -> None:
@@ -109,11 +130,14 @@ def _read_prompt(fields: BodyFields) -> None:
         fields.put("prompt", prompt, "prompt")
 
 
-def _check_echo(fields: BodyFields) -> None:
+def _read_echo(fields: BodyFields, body: Mapping[str, Any]) -> None:
+    """Log probabilities are of all tokens of the text then, and the text of token ids is known from theirs."""
     echo = fields.combined.get("echo", False)
     if not isinstance(echo, bool):
         raise InvalidRequest("echo: must be true or false")
-    if echo and "prompt_token_ids" in fields.request:
-        raise InvalidRequest("echo: needs a prompt of text")
     if echo and "logprobs" in fields.request:
-        raise InvalidRequest("echo: log probabilities of a prompt are not supported with it; ask for prompt_logprobs")
+        fields.put("prompt_logprobs", fields.request["logprobs"], "logprobs")
+    elif echo and "prompt_token_ids" in fields.request:
+        fields.request.setdefault("prompt_logprobs", 0)
+    if asks_for_no_answer(body):
+        fields.request["max_tokens"] = 1

@@ -120,8 +120,10 @@ def test_logprobs_line_up_with_the_tokens():
 
 def test_log_probabilities_of_the_prompt_are_the_jobs_whoever_brought_them():
     told = [None, TokenLogprob(1, -1.0)]
-    events = [Token("a", 1, [1], choice=1), Token("b", 1, [2], prompt_logprobs=told), Token("c", 2, [3])]
-    assert fold("j", events).prompt_logprobs == fold("j", [*events, END]).prompt_logprobs == told
+    first = Token("b", 1, [2], prompt_logprobs=told, prompt_start=b"x")
+    events = [Token("a", 1, [1], choice=1), first, Token("c", 2, [3])]
+    for result in fold("j", events), fold("j", [*events, END]):
+        assert (result.prompt_logprobs, result.prompt_start) == (told, b"x")
     assert fold("j", events[:1]).prompt_logprobs is None
 
 

@@ -20,7 +20,7 @@ from orcd.gateway.answers.jobs import cancel, check_owner, submit_all
 from orcd.gateway.answers.whole_answer import WholeAnswer
 from orcd.gateway.api_error import ApiError
 from orcd.gateway.endpoint import Call, endpoint
-from orcd.openai.completions import echoes, parse_all, response_of_all
+from orcd.openai.completions import asks_for_no_answer, echoes, parse_all, response_of_all
 from orcd.openai.endpoints import DEFAULTS, parse_body, response_body
 from orcd.request import Request
 from orcd.result import Result
@@ -47,8 +47,8 @@ async def _answer(call: Call, url: str) -> Response:
     delivery = Delivery.read(body)
     requests = _parse(url, body)
     request = requests[0]  # what is asked of all prompts alike
-    if delivery.streams and request.prompt_logprobs is not None:
-        raise InvalidRequest("prompt_logprobs: needs stream false, as chunks have no place for them")
+    if delivery.streams:
+        _check_chunks(body, request)
     call.check_model(request.model)
     last_event_id = call.request.headers.get("last-event-id")
     if delivery.streams and last_event_id is not None:
@@ -66,9 +66,19 @@ async def _answer(call: Call, url: str) -> Response:
         is_chat=url == CHAT,
         include_usage=delivery.include_usage,
         num_choices=request.n,
-        echoes=echoes(body, len(requests)),
+        echoes=[text or "" for text in echoes(body, len(requests))],
     )
     return _StreamedAnswer(call, chunks, job_ids, num_seen)
+
+
+def _check_chunks(body: Mapping[str, Any], request: Request) -> None:
+    """Raises `InvalidRequest` for what chunks have no place for."""
+    if body.get("prompt_logprobs") is None and request.prompt_logprobs is not None:
+        raise InvalidRequest("echo: needs stream false with logprobs, and with a prompt of token ids")
+    if request.prompt_logprobs is not None:
+        raise InvalidRequest("prompt_logprobs: needs stream false, as chunks have no place for them")
+    if asks_for_no_answer(body):
+        raise InvalidRequest("max_tokens: 0 needs stream false")
 
 
 def _parse(url: str, body: Mapping[str, Any]) -> list[Request]:

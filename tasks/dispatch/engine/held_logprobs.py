@@ -20,6 +20,7 @@ class LogprobFields(TypedDict, total=False):
     packed_logprobs: PackedLogprobs
     prompt_logprobs: list[TokenLogprob | None]
     packed_prompt_logprobs: PackedLogprobs
+    prompt_start: bytes
 
 
 class HeldLogprobs:
@@ -65,6 +66,7 @@ class HeldLogprobs:
             reported = ReportedLogprobs(ids, num_top, self._held_of_prompt, self._prompt.spellings)
             self._held_of_prompt = None
             self.of_prompt = [None, *reported]  # nothing comes before the first token
+            [fields["prompt_start"]] = self._prompt.spellings.bytes_of(self._prompt.ids[:1])
             if self._packs:
                 fields["packed_prompt_logprobs"] = msgspec.structs.replace(reported.packed(), ids=ids)
             else:

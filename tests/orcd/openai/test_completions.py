@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from orcd.errors import InvalidRequest
+from orcd.events import TokenLogprob
 from orcd.openai import completions
 from orcd.result import Choice, Result
 from tests.orcd.openai.results import LOGPROBS, result
@@ -64,8 +65,9 @@ def test_log_probabilities_are_a_number() -> None:
         ({"prompt": "x", "suffix": "y"}, "suffix is not supported"),
         ({"prompt": "x", "best_of": 3}, "best_of is not supported: use n"),
         ({"prompt": "x", "echo": 1}, "echo: must be true or false"),
-        ({"prompt": [1], "echo": True}, "echo: needs a prompt of text"),
-        ({"prompt": "x", "echo": True, "logprobs": 0}, "echo: log probabilities of a prompt are not supported"),
+        ({"prompt": "x", "echo": True, "logprobs": 0, "prompt_logprobs": 1}, "logprobs: prompt_logprobs says another"),
+        ({"prompt": "x", "max_tokens": 0}, "max_tokens: "),
+        ({"prompt": "x", "echo": True, "max_tokens": False}, "max_tokens: "),
         ({"prompt": "x", "messages": []}, "messages is not supported: chats have it"),
     ],
 )
@@ -102,6 +104,55 @@ def test_echo_puts_the_prompt_in_front_of_every_choice(prompt: Any) -> None:
     assert [choice["text"] for choice in answer["choices"]] == ["The rain", "The sun"]
 
 
+ECHOED = result(
+    Choice(" rain", [7], "length", logprobs=[LOGPROBS[2]]), prompt_logprobs=[None, *LOGPROBS[:2]], prompt_start=b"So, "
+)
+"""An answer to four tokens, of which the first and the last end within a character."""
+
+
+def test_echo_with_logprobs_has_those_of_the_prompt_too() -> None:
+    body = {"prompt": "So, Theé", "echo": True, "logprobs": 1, "max_tokens": 1}
+    assert (parse(**body).logprobs, parse(**body).prompt_logprobs) == (1, 1)
+    [choice] = completions.response(body, ECHOED, 0)["choices"]
+    assert choice["text"] == "So, Theé rain"
+    assert "prompt_logprobs" not in choice, "nobody asked for vLLM's"
+    columns = choice["logprobs"]
+    assert columns["tokens"] == ["So, ", "The", "bytes:\\xc3", "bytes:\\xa9"]
+    assert columns["token_logprobs"] == [None, -0.25, -0.5, -0.75]
+    assert columns["top_logprobs"][:2] == [None, {"The": -0.25, "é": -1.5}]
+    assert len(columns["top_logprobs"]) == len(columns["text_offset"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("start", "prompt", "offsets"),
+    [(b"So, ", "So, The!", [0, 4, 7]), (b"<s>", "The!", [0, 0, 3]), (b"<s>", "Thé!", [0, 0, 3])],
+    ids=["as it is", "with a token in front", "in other letters"],
+)
+def test_offsets_are_in_the_text_of_the_prompt(start: bytes, prompt: str, offsets: list[int]) -> None:
+    told = [None, LOGPROBS[0], TokenLogprob(1, -1.0, {}, {1: b"!"})]
+    answered = result(Choice("", [], "stop"), prompt_logprobs=told, prompt_start=start)
+    [choice] = completions.response({"prompt": prompt, "echo": True, "logprobs": 0}, answered, 0)["choices"]
+    assert choice["logprobs"]["text_offset"] == offsets
+
+
+@pytest.mark.parametrize("prompt", [[4, 5, 6], [[4, 5, 6]]])
+def test_the_text_of_token_ids_is_known_from_their_log_probabilities(prompt: Any) -> None:
+    body = {"prompt": prompt, "echo": True}
+    assert parse(**body).prompt_logprobs == 0
+    [choice] = completions.response(body, ECHOED, 0)["choices"]
+    assert (choice["text"], choice["logprobs"] is None) == ("So, The� rain", False)
+
+
+def test_echo_of_no_tokens_is_the_prompt_alone() -> None:
+    body = {"prompt": "So, Theé", "echo": True, "logprobs": 0, "max_tokens": 0}
+    assert parse(**body).max_tokens == 1
+    answer = completions.response(body, ECHOED, 0)
+    [choice] = answer["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("So, Theé", "length")
+    assert choice["logprobs"]["token_logprobs"] == [None, -0.25, -0.5]
+    assert (answer["usage"]["completion_tokens"], answer["usage"]["total_tokens"]) == (0, 9)
+
+
 def test_log_probabilities_are_columns() -> None:
     [choice] = completions.response({"prompt": "x"}, result(Choice("Theé", logprobs=LOGPROBS)), 0)["choices"]
     assert choice["logprobs"]["token_logprobs"] == [-0.25, -0.5, -0.75]
@@ -109,7 +160,8 @@ def test_log_probabilities_are_columns() -> None:
 
 def test_every_choice_has_the_log_probabilities_of_the_prompt() -> None:
     assert parse(prompt="x", prompt_logprobs=0).prompt_logprobs == 0
-    answer = completions.response({"prompt": "x"}, result(Choice("a"), Choice("b"), prompt_logprobs=[None]), 0)
+    answered = result(Choice("a"), Choice("b"), prompt_logprobs=[None])
+    answer = completions.response({"prompt": "x", "prompt_logprobs": 0}, answered, 0)
     assert [choice["prompt_logprobs"] for choice in answer["choices"]] == [[None], [None]]
 
 
@@ -133,7 +185,6 @@ def test_a_body_with_one_prompt_is_one_request(prompt: Any) -> None:
         ({"prompt": [["a"], ["b"]]}, "prompt[0][0]: expected `int`"),
         ({"prompt": [[1], [1, "x"]]}, "prompt[1][1]: expected `int`"),
         ({"prompt": ["a", "b"], "temperature": 9}, "temperature: "),
-        ({"prompt": ["a", [1]], "echo": True}, "echo: needs a prompt of text"),
         ({"prompt": ["a"] * 129}, "prompt: 129 prompts, at most 128"),
         ({"prompt": []}, "prompt: expected `array` of length >= 1"),
     ],
@@ -152,7 +203,7 @@ def test_a_worker_s_error_says_which_prompt() -> None:
 def test_choices_of_several_prompts_come_prompt_by_prompt() -> None:
     first = result(Choice(" rain", finish_reason="stop"), Choice(" sun"), prompt_logprobs=[None])
     second = Result("job2", "succeeded", [Choice(" x"), Choice(" y", logprobs=LOGPROBS)], tokens_in=1, tokens_out=2)
-    body = {"prompt": ["The", "A"], "echo": True}
+    body = {"prompt": ["The", "A"], "echo": True, "prompt_logprobs": 0}
     answer = completions.response_of_all(body, [first, second], 5)
     assert (answer["id"], answer["created"], answer["system_fingerprint"]) == ("cmpl-job1", 5, "new")
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]

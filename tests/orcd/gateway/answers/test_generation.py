@@ -162,6 +162,16 @@ def test_a_body_that_cannot_be_used_is_refused_by_its_field(
     assert response.headers["x-should-retry"] == "false"
 
 
+ECHOES = {"echo": {"logprobs": 1}, "prompt_logprobs": {"prompt_logprobs": 1}, "max_tokens": {}}
+
+
+@pytest.mark.parametrize("param", ECHOES)
+def test_what_is_told_of_a_prompt_is_in_no_chunks(http: httpx.Client, param: str) -> None:
+    echo = {"model": "demo", "prompt": "x", "echo": True, "stream": True, "max_tokens": 0}
+    error = http.post("/completions", json={**echo, **ECHOES[param]}).json()["error"]
+    assert (error["param"], "needs stream false" in error["message"]) == (param, True)
+
+
 def test_an_idempotency_key_makes_the_same_job_once(http: httpx.Client, worker: AnsweringWorker) -> None:
     headers = {"Idempotency-Key": "one"}
     first, second = (http.post("/chat/completions", json=CHAT, headers=headers).json() for _ in range(2))

@@ -70,7 +70,8 @@ def test_the_prompts_come_with_the_first_token_and_the_first_of_them_is_none(pac
     held.add(TokenOutput("r", 0, (5,), prompt_logprobs=records(FIRST, SECOND)))
     held.add(TokenOutput("r", 0, (5,)))
     fields = held.take([5])
-    assert fields.keys() == {"packed_prompt_logprobs" if packs else "prompt_logprobs"}
+    assert fields.keys() == {"packed_prompt_logprobs" if packs else "prompt_logprobs", "prompt_start"}
+    assert fields["prompt_start"] == b"4", "the first one has no entry to be spelt in"
     assert read([5], fields).prompt_logprobs == held.of_prompt == [None, SPELT[8], SPELT[9]]
     assert held.take([5]) == {}
 
