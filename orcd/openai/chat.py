@@ -82,11 +82,11 @@ def _read_logprobs(fields: BodyFields) -> None:
 
 def read_tools(fields: BodyFields) -> None:
     """The tools for the chat template, each as chat completions have it. Raises `InvalidRequest`."""
-    choice = fields.combined.get("tool_choice", "auto")
     tools = fields.combined.get("tools", [])
+    choice, allowed = _allowed_tools(fields.combined.get("tool_choice", "auto"))
     named = _named_tool(choice)
     if named is None and choice not in ("auto", "none", "required"):
-        raise unsupported("tool_choice", "give auto, none, required, or a tool of the type function by its name")
+        raise unsupported("tool_choice", "give auto, none, required, or tools of the type function by their names")
     if not isinstance(tools, list):
         raise InvalidRequest("tools: must be a list")
     for index, tool in enumerate(tools):
@@ -94,6 +94,10 @@ def read_tools(fields: BodyFields) -> None:
             raise InvalidRequest(f"tools[{index}]: only tools of the type function are supported")
         if not isinstance(tool.get("function"), dict) or not isinstance(tool["function"].get("name"), str):
             raise InvalidRequest(f"tools[{index}].function: must be an object with a name")
+    if allowed is not None:
+        if allowed - {tool["function"]["name"] for tool in tools}:
+            raise InvalidRequest("tool_choice: allows a tool that is not in tools")
+        tools = [tool for tool in tools if tool["function"]["name"] in allowed]
     parallel = fields.combined.get("parallel_tool_calls", True)
     if not isinstance(parallel, bool):
         raise InvalidRequest("parallel_tool_calls: must be true or false")
@@ -103,6 +107,23 @@ def read_tools(fields: BodyFields) -> None:
             fields.put("parallel_tool_calls", parallel, "parallel_tool_calls")
     if choice == "required" or named is not None:
         fields.put("tool_choice", "required" if named is None else {"name": named}, "tool_choice")
+
+
+def _allowed_tools(choice: Any) -> tuple[Any, set[str] | None]:
+    """The mode of ``{"type": "allowed_tools", "mode": ..., "tools": [...]}`` and the names; None where all are allowed.
+
+    Chat completions have mode and tools in an inner object.
+    """
+    if not isinstance(choice, dict) or choice.get("type") != "allowed_tools":
+        return choice, None
+    given = choice.get("allowed_tools", choice)
+    mode, tools = (given.get(name) if isinstance(given, dict) else None for name in ("mode", "tools"))
+    names = {_named_tool(tool) for tool in tools} if isinstance(tools, list) else set()
+    if mode not in ("auto", "required") or not names or None in names:
+        raise InvalidRequest(
+            "tool_choice: allowed_tools need the mode auto or required, and tools of the type function"
+        )
+    return mode, {name for name in names if name is not None}
 
 
 def _named_tool(choice: Any) -> str | None:

@@ -18,6 +18,14 @@ from orcd.result import Choice, Result, ToolCall
 from orcd.sampling import unknown_field
 
 _LOGPROBS = "message.output_text.logprobs"
+_INCLUDED = (
+    *(_LOGPROBS, "reasoning.encrypted_content", "file_search_call.results", "web_search_call.results"),
+    *("web_search_call.action.sources", "message.input_image.image_url", "computer_call_output.output.image_url"),
+    "code_interpreter_call.outputs",
+)
+"""What may be included at OpenAI. But for log probabilities it is of what no answer has here."""
+_OFF = {"summary": "auto", "generate_summary": "auto", "mode": "standard", "context": "auto"}
+"""Of the fields in ``reasoning`` the value that leaves it to the model. None summarises what it thought."""
 ECHOED: dict[str, Any] = {
     "instructions": None,
     "max_output_tokens": None,
@@ -188,7 +196,7 @@ def _read_reasoning(fields: BodyFields) -> None:
     for name, value in reasoning.items():
         if name == "effort" and value is not None:
             fields.put("chat_template_kwargs.reasoning_effort", value, "reasoning.effort")
-        elif name != "effort" and value is not None:
+        elif name != "effort" and value not in (None, _OFF.get(name)):
             raise unsupported(f"reasoning.{name[:80]}", "the text of the reasoning is in the answer")
 
 
@@ -198,8 +206,8 @@ def _read_logprobs(fields: BodyFields) -> None:
     if not isinstance(include, list):
         raise InvalidRequest("include: must be a list")
     for name in include:
-        if name not in (_LOGPROBS, "reasoning.encrypted_content"):
-            raise InvalidRequest(f"include: only {_LOGPROBS} is supported")
+        if name not in _INCLUDED:
+            raise InvalidRequest(f"include: must be of {', '.join(_INCLUDED)}")
     if _LOGPROBS in include:
         fields.put("logprobs", 0 if top is None else top, "top_logprobs")
     elif not is_one_of(top, (None, 0)):

@@ -91,6 +91,17 @@ def test_tools_may_be_asked_for_and_one_by_its_name() -> None:
     assert parse(tools=[TOOL], tool_choice=named).tool_choice == NamedTool(name)
 
 
+def allowed(mode: Any, *tools: Any) -> dict[str, Any]:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [*tools]}}
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_only_allowed_tools_are_offered(mode: str) -> None:
+    other = {"type": "function", "function": {"name": "other"}}
+    request = parse(tools=[TOOL, other], tool_choice=allowed(mode, other))
+    assert (request.tools, request.tool_choice) == ([other], mode)
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
@@ -101,6 +112,12 @@ def test_tools_may_be_asked_for_and_one_by_its_name() -> None:
         ({"tool_choice": "any"}, "tool_choice is not supported"),
         ({"tool_choice": {"type": "custom", "name": "weather"}}, "tool_choice is not supported"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice: names a"),
+        ({"tools": [TOOL], "tool_choice": allowed("none", TOOL)}, "tool_choice: allowed_tools need the mode"),
+        ({"tools": [TOOL], "tool_choice": allowed([], TOOL)}, "tool_choice: allowed_tools need the mode"),
+        ({"tools": [TOOL], "tool_choice": allowed("auto")}, "tool_choice: allowed_tools need the mode"),
+        ({"tools": [TOOL], "tool_choice": allowed("auto", TOOL, {"type": "mcp"})}, "tool_choice: allowed_tools need"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": 5}}, "tool_choice: allowed_tools"),
+        ({"tool_choice": allowed("auto", TOOL)}, "tool_choice: allows a tool that is not in tools"),
         ({"parallel_tool_calls": 0}, "parallel_tool_calls: must be true or false"),
         ({"tools": [TOOL], "parallel_tool_calls": False, "min_tokens": 1}, "min_tokens: must be 0 without parallel"),
     ],

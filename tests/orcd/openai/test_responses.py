@@ -61,6 +61,28 @@ def test_functions_are_nested_as_templates_know_them() -> None:
     assert parse(tools=[TOOL], tool_choice="none").tools is None
 
 
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_only_allowed_tools_are_offered(mode: str) -> None:
+    other = {**TOOL, "name": "other"}
+    choice = {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": TOOL["name"]}]}
+    request = parse(tools=[other, TOOL], tool_choice=choice)
+    assert request == parse(tools=[TOOL], tool_choice=mode)
+    assert responses.response({"tool_choice": choice}, result(Choice("x")), 0)["tool_choice"] == choice
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"reasoning": {"summary": "auto"}},
+        {"reasoning": {"generate_summary": "auto", "mode": "standard", "context": "auto"}},
+        {"include": ["reasoning.encrypted_content", "web_search_call.action.sources"]},
+        {"max_tool_calls": 3},
+    ],
+)
+def test_what_asks_for_nothing_that_an_answer_has_here_is_no_fault(body: dict[str, Any]) -> None:
+    assert parse(**body) == parse()
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
@@ -79,9 +101,11 @@ def test_functions_are_nested_as_templates_know_them() -> None:
         ({"response_format": {"type": "text"}}, "response_format is not supported: chats have it"),
         ({"text": {"verbosity": "low"}}, "text.verbosity is not supported"),
         ({"reasoning": 5}, "reasoning: must be an object"),
-        ({"reasoning": {"summary": "auto"}}, "reasoning.summary is not supported"),
+        ({"reasoning": {"summary": "detailed"}}, "reasoning.summary is not supported"),
+        ({"reasoning": {"mode": "pro"}}, "reasoning.mode is not supported"),
         ({"include": "x"}, "include: must be a list"),
-        ({"include": ["file_search_call.results"]}, "include: only message.output_text.logprobs"),
+        ({"include": ["everything"]}, "include: must be of message.output_text.logprobs, "),
+        ({"include": [{}]}, "include: must be of message.output_text.logprobs, "),
         ({"top_logprobs": 2}, "top_logprobs: needs message.output_text.logprobs"),
         ({"top_logprobs": ""}, "top_logprobs: needs message.output_text.logprobs"),
         ({"include": ["message.output_text.logprobs"], "top_logprobs": False}, "top_logprobs: expected `int"),
