@@ -58,7 +58,8 @@ def _message(item: dict[str, Any], where: str) -> dict[str, Any]:
             return {"role": "tool", "tool_call_id": _text(item, "call_id", where), "content": output}
         case _:
             raise InvalidRequest(
-                f"{where}.type: only message, function_call, function_call_output and reasoning are supported"
+                f"{where}.type: only message, function_call, function_call_output and reasoning are supported, and "
+                "item_reference at a gateway"
             )
 
 

@@ -82,7 +82,12 @@ def conversation(body: Mapping[str, Any], request: Request, result: Result) -> l
     asked = request.messages or []
     if body.get("instructions") is not None:
         asked = asked[1:]
-    return asked + messages_of(None, _output(result.job_id, result.choices[0], "completed"))
+    return asked + messages_of(None, items(result))
+
+
+def items(result: Result) -> list[dict[str, Any]]:
+    """The items of an answer, which has ended, as the input of another response may have them."""
+    return _output(result.job_id, result.choices[0], "completed") if result.choices else []
 
 
 def response(body: Mapping[str, Any], result: Result, created_s: int) -> dict[str, Any]:

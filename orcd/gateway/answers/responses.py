@@ -19,7 +19,7 @@ from orcd.gateway.answers.whole_answer import WholeAnswer
 from orcd.gateway.api_error import ApiError
 from orcd.gateway.endpoint import Call, endpoint, json_response, read_flag
 from orcd.openai.endpoints import DEFAULTS
-from orcd.openai.responses import ECHOED, conversation, parse, response
+from orcd.openai.responses import ECHOED, conversation, items, parse, response
 
 URL = "/v1/responses"
 NOTHING_SEEN = -1
@@ -28,6 +28,7 @@ MOST_SEEN = 2**53 - 1
 REFUSALS = ("INVALID_REQUEST", "CONTEXT_LENGTH_EXCEEDED")
 """Errors that only a worker finds and that are the call's; any other leaves a response of the status failed."""
 _SEQUENCE_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_ITEM_ID = re.compile(r"(?:msg|rs|fc)_([A-Za-z0-9.:-]{1,128})(?:_[0-9]{1,9})?")
 
 
 @endpoint
@@ -36,6 +37,7 @@ async def create(call: Call) -> Response:
     body = await call.json()
     streams, background = Delivery.read(body).streams, read_flag(body, "background")
     before = await _conversation_before(call, body.get("previous_response_id"))
+    body = {**body, "input": await _resolved(call, body.get("input"))}
     request = parse(body, {**DEFAULTS, "on_disconnect": "continue" if background else "cancel"}, before)
     call.check_model(request.model)
     job_id = await jobs.submit(call, request, in_background=background)
@@ -113,6 +115,45 @@ async def _conversation_before(call: Call, previous_id: Any) -> list[dict[str, A
     if request is None or request.messages is None:
         raise _no_previous("what it answers is no conversation")
     return conversation(kept.body, request, kept.result)
+
+
+async def _resolved(call: Call, given: Any) -> Any:
+    """The input of a body, with the items that it only refers to. Raises `ApiError` 404 as OpenAI does."""
+    if not isinstance(given, list):
+        return given
+    known: dict[str, dict[str, Any]] = {}
+    resolved = []
+    for index, item in enumerate(given):
+        if not _is_reference(item):
+            resolved.append(item)
+            continue
+        item_id = item.get("id")
+        match = _ITEM_ID.fullmatch(item_id) if isinstance(item_id, str) else None
+        if match is not None and item_id not in known:
+            known |= {each["id"]: each for each in await _items(call, match[1])}
+        if item_id not in known:
+            message = f"input[{index}]: there is no such item, or its response is no longer kept"
+            raise ApiError(404, message, code="not_found", param=f"input[{index}]")
+        resolved.append(known[item_id])
+    return resolved
+
+
+def _is_reference(item: Any) -> bool:
+    """The type may be left out, or null, where there is nothing but an id."""
+    if not isinstance(item, dict):
+        return False
+    kind = item.get("type")
+    return kind == "item_reference" or (kind is None and item.keys() | {"type"} == {"id", "type"})
+
+
+async def _items(call: Call, job_id: str) -> list[dict[str, Any]]:
+    """Those of a job's answer, if it is the caller's and has ended."""
+    try:
+        jobs.check_owner(call, job_id)
+        result = (await jobs.read_kept(call, job_id)).result
+    except ApiError:
+        return []
+    return [] if result.state in ("queued", "running") else items(result)
 
 
 def _no_previous(problem: str) -> ApiError:

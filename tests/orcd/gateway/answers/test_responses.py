@@ -158,6 +158,43 @@ def test_a_response_goes_on_only_from_one_of_the_caller_s_that_has_been_answered
             assert said in error["message"]
 
 
+def test_an_item_of_an_answer_may_be_sent_as_its_id(
+    sdk: openai.OpenAI, http: httpx.Client, connection: redis.Redis, worker: AnsweringWorker
+) -> None:
+    def messages_of(*items: dict[str, Any]) -> Any:
+        answer = http.post("/responses", json={**BODY, "input": [*items, {"role": "user", "content": "more"}]}).json()
+        return json.loads(connection.hget(schema.job_key(answer["id"].removeprefix("resp_")), "request"))["messages"]
+
+    item = sdk.responses.create(**BODY).output[0]
+    whole = messages_of(item.model_dump())
+    assert [message["role"] for message in whole] == ["assistant", "user"]
+    assert messages_of({"type": "item_reference", "id": item.id}) == messages_of({"id": item.id}) == whole
+
+
+def test_an_item_that_is_not_there_or_another_s_is_not_found(
+    start_gateway: StartGateway, served_model: str, make_store: MakeStore
+) -> None:
+    url = start_gateway(api_keys="one,two")
+    one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
+    with httpx.Client(timeout=60, base_url=url, verify=NO_TLS) as http:
+        job_id = http.post("/responses", json={**BODY, "background": True}, headers=one).json()["id"][5:]
+
+        def refer(item_id: Any, caller: dict[str, str]) -> int:
+            reference = {"type": "item_reference", "id": item_id}
+            answer = http.post("/responses", json={**BODY, "background": True, "input": [reference]}, headers=caller)
+            assert answer.is_success or answer.json()["error"]["param"] == "input[0]"
+            return answer.status_code
+
+        writer = claimed(make_store(), job_id)
+        writer.start()
+        writer.tokens(1)
+        assert refer(f"msg_{job_id}", one) == 404, "it is being written"
+        writer.end()
+        assert refer(f"msg_{job_id}", one) == 200
+        assert refer(f"msg_{job_id}", two) == 404
+        assert {refer(item_id, one) for item_id in (f"fc_{job_id}_0", f"resp_{job_id}", "msg_x", "", 5, None)} == {404}
+
+
 @pytest.mark.parametrize(
     ("query", "param"),
     [
