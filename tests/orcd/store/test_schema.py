@@ -24,7 +24,7 @@ TTL_S = 600
 PROTOCOL = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text(encoding="utf-8")
 LUA = Path(schema.__file__).with_name("lua")
 SCRIPTS = sorted(path.stem for path in LUA.glob("*.lua") if path.stem != "prelude")
-OF_MESSAGES = {"age", "take", "push", "restore", "adopt", "dead_letter", "retry", "move", "store_result"}
+OF_MESSAGES = {"age", "take", "gather", "push", "restore", "adopt", "dead_letter", "retry", "move", "store_result"}
 """Scripts that write lists of messages and results, and nothing of a job."""
 OF_GATEWAYS = {"annotate", "batch_adopt", "batch_cancel", "batch_create", "batch_save", "delete"}
 """Scripts that only gateways call."""
