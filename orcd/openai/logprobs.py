@@ -23,11 +23,20 @@ def listed(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
 
 
 def columns(logprobs: Sequence[TokenLogprob], start: int) -> dict[str, Any]:
-    """As completions have them: parallel lists; ``start`` is where the answer begins in the choice's text."""
+    """As completions have them: parallel lists; ``start`` is where the answer begins in the choice's text.
+
+    As at OpenAI a token is among the likeliest at its place also where it is none of these.
+    """
     return {
         "tokens": [_text(each, each.id) for each in logprobs],
         "token_logprobs": [each.logprob for each in logprobs],
-        "top_logprobs": [{_text(each, token_id): logprob for token_id, logprob in _ranked(each)} for each in logprobs],
+        "top_logprobs": [
+            {
+                _text(each, token_id): logprob
+                for token_id, logprob in {**dict(_ranked(each)), each.id: each.logprob}.items()
+            }
+            for each in logprobs
+        ],
         "text_offset": [start + offset for offset in _offsets([each.pieces.get(each.id, b"") for each in logprobs])],
     }
 

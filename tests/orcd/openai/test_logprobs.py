@@ -26,7 +26,8 @@ def test_columns_say_where_each_token_begins() -> None:
     columns = logprobs.columns(LOGPROBS, 10)
     assert columns["tokens"] == ["The", "bytes:\\xc3", "bytes:\\xa9"]
     assert columns["token_logprobs"] == [-0.25, -0.5, -0.75]
-    assert columns["top_logprobs"] == [{"The": -0.25, "é": -1.5}, {" rain": -0.125, "bytes:\\xc3": -0.5}, {}]
+    likeliest = [{"The": -0.25, "é": -1.5}, {" rain": -0.125, "bytes:\\xc3": -0.5}, {"bytes:\\xa9": -0.75}]
+    assert columns["top_logprobs"] == likeliest, "each with the token that was drawn"
     assert columns["text_offset"] == [10, 13, 13]
 
 
