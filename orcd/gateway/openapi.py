@@ -11,6 +11,7 @@ from starlette.responses import Response
 from orcd.gateway.answers.responses import MOST_SEEN, NOTHING_SEEN
 from orcd.gateway.batches.batch_store import BatchObject
 from orcd.gateway.batches.file_store import PURPOSES, FileObject
+from orcd.gateway.batches.files import LONGEST_LIFE_S, SHORTEST_LIFE_S
 from orcd.gateway.batches.pages import MOST
 from orcd.gateway.body_schema import COMPONENTS, SCHEMA_PLACE, body_schema
 from orcd.gateway.endpoint import json_response
@@ -97,10 +98,22 @@ _RESPONSE = _object(
     usage={"type": ["object", "null"]},
 )
 (_FILE, _BATCH), _OBJECTS = msgspec.json.schema_components([FileObject, BatchObject], ref_template=SCHEMA_PLACE)
+_EXPIRES_AFTER = {
+    "anchor": {"const": "created_at"},
+    "seconds": {**_INTEGER, "minimum": SHORTEST_LIFE_S, "maximum": LONGEST_LIFE_S},
+}
 _NEW_FILE = {
     "type": "object",
     "required": ["file", "purpose"],
-    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": _PURPOSE},
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": _PURPOSE,
+        **{f"expires_after[{name}]": schema for name, schema in _EXPIRES_AFTER.items()},
+    },
+    "dependentRequired": {
+        "expires_after[anchor]": ["expires_after[seconds]"],
+        "expires_after[seconds]": ["expires_after[anchor]"],
+    },
     "additionalProperties": False,
 }
 _NEW_BATCH = {
@@ -110,6 +123,12 @@ _NEW_BATCH = {
         "input_file_id": _TEXT,
         "endpoint": {"enum": list(ENDPOINTS)},
         "completion_window": {"const": "24h"},
+        "output_expires_after": {
+            "type": ["object", "null"],
+            "required": ["anchor", "seconds"],
+            "properties": _EXPIRES_AFTER,
+            "additionalProperties": False,
+        },
         "metadata": {
             "type": ["object", "null"],
             "maxProperties": 16,

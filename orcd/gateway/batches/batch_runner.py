@@ -37,6 +37,8 @@ TURN_S = 300.0
 OVERDUE_S = 60
 """How long after its window a batch is left to gateways that can read its input."""
 STOP_S = 10.0
+SWEEP_S = 3600.0
+"""Time between two looks for files that have expired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class BatchRunner:
         self._files = files
         self._running: dict[str, _Running] = {}
         self._complaints: dict[str, str] = {}
+        self._sweep_at = time.monotonic()
 
     async def run(self) -> None:
         """Runs until it is cancelled, and gives back what it has then."""
@@ -66,6 +69,7 @@ class BatchRunner:
                 try:
                     await self._keep()
                     await self._adopt()
+                    await self._sweep()
                 except redis.RedisError:
                     pass  # it comes back, or our leases run out and others go on
                 except Exception as error:  # batches are run for as long as the gateway answers
@@ -73,6 +77,11 @@ class BatchRunner:
                 await asyncio.sleep(LOOK_S)
         finally:
             await self._give_back()
+
+    async def _sweep(self) -> None:
+        if time.monotonic() >= self._sweep_at:
+            self._sweep_at = time.monotonic() + SWEEP_S
+            await asyncio.to_thread(self._files.delete_expired)
 
     async def _adopt(self) -> None:
         for batch_id in await self._store.waiting():

@@ -34,6 +34,13 @@ class RequestCounts(msgspec.Struct, frozen=True):
     failed: int = 0
 
 
+class ExpiresAfter(msgspec.Struct, frozen=True):
+    """How long a file is kept from its beginning on."""
+
+    seconds: int
+    anchor: str = "created_at"
+
+
 class BatchObject(msgspec.Struct, frozen=True, kw_only=True):
     """A batch as OpenAI's API describes it; times are Unix seconds."""
 
@@ -58,6 +65,7 @@ class BatchObject(msgspec.Struct, frozen=True, kw_only=True):
     request_counts: RequestCounts = RequestCounts()
     usage: dict[str, Any] | None = None
     metadata: dict[str, str] | None = None
+    output_expires_after: ExpiresAfter | None = None
 
 
 _batch = msgspec.json.Decoder(BatchObject)

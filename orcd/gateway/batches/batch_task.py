@@ -112,12 +112,14 @@ class BatchTask:
 
     def _run(self, client: Client, file: BatchFile) -> str:
         """Run the lines to their end; gives the status that the batch then has. Raises as `run` does."""
+        expires_after = self.batch.output_expires_after
+        life_s = None if expires_after is None else expires_after.seconds
         for file_id, kind in ((self.batch.output_file_id, "output"), (self.batch.error_file_id, "error")):
             assert file_id is not None
             self._place.path(data_name(file_id)).touch()
             self._place.keep_part(data_name(file_id))
             name = f"{self.batch.id}_{kind}.jsonl"
-            self._files.describe(self._place, file_id, filename=name, purpose="batch_output")
+            self._files.describe(self._place, file_id, filename=name, purpose="batch_output", life_s=life_s)
         total = RequestCounts(total=file.num_lines, completed=file.num_done)
         self._change(request_counts=total, in_progress_at=self.batch.in_progress_at or _now())
         if not self._is_cancelled:

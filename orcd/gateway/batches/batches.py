@@ -12,8 +12,8 @@ from starlette.routing import Route
 
 from orcd.errors import InvalidRequest
 from orcd.gateway.api_keys import new_id
-from orcd.gateway.batches.batch_store import KIND, BatchObject, BatchRecord
-from orcd.gateway.batches.files import file_store
+from orcd.gateway.batches.batch_store import KIND, BatchObject, BatchRecord, ExpiresAfter
+from orcd.gateway.batches.files import file_store, life_s
 from orcd.gateway.batches.pages import page
 from orcd.gateway.endpoint import Call, endpoint, json_response
 from orcd.openai.endpoints import ENDPOINTS
@@ -28,6 +28,7 @@ async def create(call: Call) -> Response:
     """Begin a batch."""
     body = await call.json()
     _check(body)
+    output_life_s = life_s(body.get("output_expires_after"), "output_expires_after")
     file = await asyncio.to_thread(file_store(call).find, call.key, body["input_file_id"], "input_file_id")
     now = int(time.time())
     batch = BatchObject(
@@ -37,6 +38,7 @@ async def create(call: Call) -> Response:
         created_at=now,
         expires_at=now + WINDOW_S,
         metadata=body.get("metadata"),
+        output_expires_after=None if output_life_s is None else ExpiresAfter(output_life_s),
     )
     models = None if call.key.models is None else sorted(call.key.models)
     await call.gateway.batches.create(BatchRecord(batch, call.key.tag, models))
@@ -82,10 +84,6 @@ def _check(body: Mapping[str, Any]) -> None:
         raise InvalidRequest(f"endpoint: must be one of {', '.join(ENDPOINTS)}")
     if body.get("completion_window") != "24h":
         raise InvalidRequest("completion_window: must be 24h")
-    if body.get("output_expires_after") is not None:
-        raise InvalidRequest(
-            "output_expires_after is not supported: delete the files when they are not needed any more"
-        )
     metadata = body.get("metadata")
     if metadata is None:
         return

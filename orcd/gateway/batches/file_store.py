@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +20,9 @@ from orcd.gateway.batches.url_folder import UrlFolder
 PURPOSES = ("batch", "batch_output", "user_data", "assistants", "fine-tune", "vision", "evals")
 KIND = "file-"
 """What the ids of files begin with."""
+LEFT_S = 2 * 24 * 3600
+"""How long the contents of an expired file are left to batches, each of which ends in a day."""
+_EXPIRES = ".expires"
 
 
 class FileObject(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,8 +44,9 @@ _file = msgspec.json.Decoder(FileObject)
 class FileStore:
     """Each file is ``ID.data`` beside its description ``ID.json``, which is written last: without it there is no file.
 
-    An output file grows while its batch runs; its size is what it has by then. Methods raise `ApiError` 503 where the
-    files cannot be reached; those that write raise OSError, too.
+    One that expires has an empty ``ID.expires``, too, by which it is found when its time is over. An output file grows
+    while its batch runs; its size is what it has by then. Methods raise `ApiError` 503 where the files cannot be
+    reached; those that write raise OSError, too.
     """
 
     def __init__(self, folder: SharedFolder) -> None:
@@ -64,8 +68,10 @@ class FileStore:
         except (OSError, ApiError):
             return False
 
-    async def write(self, key: ApiKey, chunks: AsyncIterable[bytes], *, filename: str, purpose: str) -> FileObject:
-        """Keep a new file."""
+    async def write(
+        self, key: ApiKey, chunks: AsyncIterable[bytes], *, filename: str, purpose: str, life_s: int | None
+    ) -> FileObject:
+        """Keep a new file, for ``life_s`` or until it is deleted."""
         file_id = new_id(KIND, key.tag)
         data = data_name(file_id)
         with self.workplace() as place:
@@ -76,20 +82,29 @@ class FileStore:
                     file.flush()
                     await asyncio.to_thread(os.fsync, file.fileno())
                 await asyncio.to_thread(place.keep, data)
-                return await asyncio.to_thread(self.describe, place, file_id, filename=filename, purpose=purpose)
+                return await asyncio.to_thread(
+                    self.describe, place, file_id, filename=filename, purpose=purpose, life_s=life_s
+                )
             except BaseException:
                 place.path(data).unlink(missing_ok=True)
                 raise
 
-    def describe(self, place: Workplace, file_id: str, *, filename: str, purpose: str) -> FileObject:
+    def describe(
+        self, place: Workplace, file_id: str, *, filename: str, purpose: str, life_s: int | None
+    ) -> FileObject:
         """Make a file of the contents that are in ``place``, and kept."""
+        now = int(time.time())
         described = FileObject(
             id=file_id,
             bytes=place.path(data_name(file_id)).stat().st_size,
-            created_at=int(time.time()),
+            created_at=now,
             filename=filename[:200],
             purpose=purpose,
+            expires_at=None if life_s is None else now + life_s,
         )
+        if life_s is not None:
+            place.path(file_id + _EXPIRES).touch()
+            place.keep(file_id + _EXPIRES)
         temporary = place.path(f"{file_id}.new")
         temporary.write_bytes(msgspec.json.encode(described))
         temporary.replace(place.path(_description(file_id)))
@@ -101,6 +116,8 @@ class FileStore:
         if is_made_by(key, file_id, KIND):
             try:
                 described = _file.decode(self._folder.read(_description(file_id)))
+                if described.expires_at is not None and time.time() >= described.expires_at:
+                    raise _not_found(param)
                 return msgspec.structs.replace(described, bytes=self._folder.size(data_name(file_id)))
             except (FileNotFoundError, msgspec.MsgspecError):
                 pass
@@ -125,6 +142,17 @@ class FileStore:
                 if error.status != 404:  # deleted meanwhile, or another's
                     raise
         return sorted(found, key=lambda file: (file.created_at, file.id), reverse=True)
+
+    def delete_expired(self) -> None:
+        """Forget the files of all keys whose time has long been over."""
+        for name in self._folder.names(KIND):
+            if not name.endswith(_EXPIRES):
+                continue
+            file_id = name.removesuffix(_EXPIRES)
+            with suppress(FileNotFoundError, msgspec.MsgspecError):  # it is being written, or deleted
+                expires_at = _file.decode(self._folder.read(_description(file_id))).expires_at
+                if expires_at is not None and time.time() >= expires_at + LEFT_S:
+                    self.delete(file_id)
 
     def delete(self, file_id: str) -> None:
         """Forget a file that `find` has found, and the journal of a batch that wrote it."""

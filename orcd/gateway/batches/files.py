@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
@@ -21,6 +22,8 @@ from orcd.gateway.batches.shared_folder import unavailable
 from orcd.gateway.endpoint import Call, endpoint, json_response
 
 URL = "/v1/files"
+SHORTEST_LIFE_S, LONGEST_LIFE_S = 3600, 30 * 24 * 3600
+_EXPIRES_AFTER = ("expires_after[anchor]", "expires_after[seconds]")
 CHUNK_BYTES = 1 << 20
 
 
@@ -43,7 +46,13 @@ async def create(call: Call) -> Response:
             if not isinstance(file, UploadFile):
                 raise ApiError(400, "file: must be a file of a multipart form", param="file")
             _check_purpose(purpose)
-            kept = await store.write(call.key, _chunks(file), filename=file.filename or "file", purpose=str(purpose))
+            kept = await store.write(
+                call.key,
+                _chunks(file),
+                filename=file.filename or "file",
+                purpose=str(purpose),
+                life_s=_life_s_of_form(form),
+            )
     except OSError as error:  # of the form, whose file is written down on its way, or of the folder
         raise unavailable(error) from None
     return json_response(kept)
@@ -117,16 +126,35 @@ async def _found(call: Call) -> FileObject:
     return await asyncio.to_thread(file_store(call).find, call.key, call.request.path_params["id"])
 
 
+def life_s(given: Any, param: str) -> int | None:
+    """How long a file is kept, of the object that says so at OpenAI; None if it is until somebody deletes it.
+
+    Raises `ApiError` 400, which names the field ``param``.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, dict) or given.keys() != {"anchor", "seconds"} or given["anchor"] != "created_at":
+        raise ApiError(400, f"{param}: must have the anchor created_at, seconds and nothing else", param=param)
+    seconds = given["seconds"]
+    if not isinstance(seconds, int) or not SHORTEST_LIFE_S <= seconds <= LONGEST_LIFE_S:
+        message = f"{param}: seconds must be a whole number from {SHORTEST_LIFE_S} to {LONGEST_LIFE_S}"
+        raise ApiError(400, message, param=param)
+    return seconds
+
+
+def _life_s_of_form(form: FormData) -> int | None:
+    given: dict[str, Any] = {name[14:-1]: form[name] for name in _EXPIRES_AFTER if name in form}
+    seconds = given.get("seconds")
+    if isinstance(seconds, str) and re.fullmatch("[0-9]{1,9}", seconds):
+        given["seconds"] = int(seconds)
+    return life_s(given or None, "expires_after")
+
+
 def _check_fields(form: FormData) -> None:
     for name in form:
-        if name.startswith("expires_after"):
-            raise ApiError(
-                400,
-                "expires_after is not supported: delete the file when it is not needed any more",
-                param="expires_after",
-            )
-        if name not in ("file", "purpose"):
-            raise ApiError(400, f"{name[:80]}: unknown field; known are file, purpose", param=name[:80])
+        if name not in ("file", "purpose", *_EXPIRES_AFTER):
+            message = f"{name[:80]}: unknown field; known are file, purpose, {', '.join(_EXPIRES_AFTER)}"
+            raise ApiError(400, message, param=name[:80])
 
 
 def _check_purpose(purpose: object) -> None:

@@ -46,6 +46,23 @@ def test_a_batch_runs_to_its_end(
     assert sdk.batches.cancel(batch.id).status == "completed"
 
 
+def test_the_files_that_a_batch_writes_expire_if_it_says_so(
+    start_gateway: StartGateway, tmp_path: Path, worker: AnsweringWorker, open_sdk: OpenSdk
+) -> None:
+    sdk = open_sdk(start_gateway(files_dir=str(tmp_path)))
+    file = sdk.files.create(file=("in.jsonl", line("a").encode()), purpose="batch")
+    expires_after: Any = {"anchor": "created_at", "seconds": 3600}
+    begun = sdk.batches.create(
+        input_file_id=file.id, endpoint=URL, completion_window="24h", output_expires_after=expires_after
+    )
+    batch = ended(sdk, begun.id)
+    assert batch.output_expires_after == expires_after
+    written = sdk.files.retrieve(batch.output_file_id)
+    assert written.expires_at == written.created_at + 3600
+    assert sdk.files.retrieve(file.id).expires_at is None
+    assert {path.name for path in tmp_path.glob("*.expires")} == {f"{written.id}.expires"}, "there is no error file"
+
+
 def test_a_batch_goes_on_at_another_gateway_and_no_line_runs_twice(
     redis_url: str, tmp_path: Path, connection: redis.Redis, make_store: MakeStore, open_sdk: OpenSdk
 ) -> None:
@@ -248,7 +265,9 @@ def test_a_batch_of_a_file_that_is_not_there_is_refused_by_its_field(
         ({"metadata": {str(number): "" for number in range(17)}}, "metadata"),
         ({"nonsense": 1}, "nonsense"),
         ({"input_file_id": None}, "input_file_id"),
-        ({"output_expires_after": {"anchor": "created_at", "seconds": 3600}}, "output_expires_after"),
+        ({"output_expires_after": {"anchor": "created_at", "seconds": 60}}, "output_expires_after"),
+        ({"output_expires_after": {"seconds": 3600}}, "output_expires_after"),
+        ({"output_expires_after": "1h"}, "output_expires_after"),
     ],
 )
 def test_a_batch_that_cannot_be_is_refused_by_its_field(

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from orcd.gateway.batches import batch_runner, files
+from orcd.gateway.batches import batch_runner, file_store, files
 from orcd.gateway.batches.file_store import FileObject, FileStore
 from tests.conftest import wait_until
 from tests.orcd.answering_worker import AnsweringWorker
@@ -140,11 +140,45 @@ def test_files_that_a_batch_needs_cannot_be_deleted_before_that_has_ended(
     assert all(sdk.files.delete(file_id).deleted for file_id in file_ids)
 
 
-@pytest.mark.parametrize("field", ["expires_after[seconds]", "nonsense"])
-def test_a_field_of_an_upload_that_has_no_effect_is_refused(sdk: openai.OpenAI, tmp_path: Path, field: str) -> None:
+def test_a_file_that_expires_is_not_found_from_then_on_and_deleted_later(
+    start_gateway: StartGateway, open_sdk: OpenSdk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_runner, "LOOK_S", 0.05)
+    monkeypatch.setattr(batch_runner, "SWEEP_S", 0)
+    sdk = open_sdk(start_gateway(files_dir=str(tmp_path)))
+    stays = sdk.files.create(file=("a", b"x"), purpose="batch")
+    kept = sdk.files.create(file=("a", b"x"), purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600})
+    assert (stays.expires_at, kept.expires_at) == (None, kept.created_at + 3600)
+    assert sdk.files.retrieve(kept.id) == kept
+    description = tmp_path / f"{kept.id}.json"
+    description.write_text(description.read_text().replace(str(kept.expires_at), str(kept.created_at)))
+    for ask in (sdk.files.retrieve, sdk.files.content, sdk.files.delete):
+        with pytest.raises(openai.NotFoundError):
+            ask(kept.id)
+    assert [file.id for file in sdk.files.list()] == [stays.id]
+    assert (tmp_path / f"{kept.id}.data").exists(), "a batch may read it"
+    monkeypatch.setattr(file_store, "LEFT_S", 0)
+    wait_until(lambda: {path.stem for path in tmp_path.iterdir()} == {stays.id})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"expires_after[seconds]": "3600"},
+        {"expires_after[anchor]": "created_at"},
+        {"expires_after[anchor]": "last_active_at", "expires_after[seconds]": "3600"},
+        {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3599"},
+        {"expires_after[anchor]": "created_at", "expires_after[seconds]": "1e4"},
+        {"nonsense": "1"},
+    ],
+    ids=str,
+)
+def test_a_field_of_an_upload_that_cannot_be_is_refused(
+    sdk: openai.OpenAI, tmp_path: Path, fields: dict[str, str]
+) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        sdk.files.create(file=("a", b"x"), purpose="batch", extra_body={field: "1"})
-    assert caught.value.param == field.partition("[")[0]
+        sdk.files.create(file=("a", b"x"), purpose="batch", extra_body=fields)
+    assert caught.value.param == next(iter(fields)).partition("[")[0]
     assert list(tmp_path.iterdir()) == []
 
 
