@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import math
 import os
 import signal
@@ -57,6 +58,8 @@ class Shutdown:
             state.should_stop = exit_code or os.EX_OK
 
         signal.signal(signal.SIGINT, interrupted)
+        # Where its threads are, a worker says on SIGUSR1. Celery would print their local variables, prompts too.
+        faulthandler.register(signal.SIGUSR1)
         ignore_signals_at_exit()
 
     def start(self) -> None:

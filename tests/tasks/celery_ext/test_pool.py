@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import signal
 import socket
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -220,6 +221,23 @@ def test_inspect_shows_the_engine_and_no_arguments(app: Celery, client: Client, 
 def test_a_task_of_another_kind_runs_as_in_any_pool(app: Celery) -> None:
     backend_cleanup = app.send_task("celery.backend_cleanup", queue="orcd")
     assert _get(backend_cleanup) is None
+
+
+def test_a_worker_that_shows_where_its_threads_are_shows_no_prompt(
+    redis_url: str, shallow_model: Path, tmp_path: Path
+) -> None:
+    with (
+        WorkerProcess(redis_url, shallow_model, tmp_path, **slow_engine(tmp_path)) as worker,
+        create_app(Settings(redis_url=redis_url)) as app,
+        Client(redis_url) as client,
+    ):
+        task_id = app.send_task("orcd.generate", kwargs=LONG | {"prompt": "Kanarienvogel"}, queue="orcd").id
+        wait_until_running(client, [task_id])
+        worker.process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: "most recent call" in worker.log_path.read_text())
+        client.cancel(task_id)
+    assert "LOCAL VARIABLES" not in worker.log_path.read_text()
+    assert "Kanarienvogel" not in worker.log_path.read_text()
 
 
 NO_MODEL, CUT_MODEL, NO_DATABASE, PORT_TAKEN = "no model", "cut model", "no database", "port taken"
