@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from orcd.gateway.answers.responses import MOST_SEEN, NOTHING_SEEN
+from orcd.gateway.batches import batches, files
 from orcd.gateway.batches.batch_store import BatchObject
 from orcd.gateway.batches.file_store import PURPOSES, FileObject
 from orcd.gateway.batches.files import LONGEST_LIFE_S, SHORTEST_LIFE_S
-from orcd.gateway.batches.pages import MOST
 from orcd.gateway.body_schema import COMPONENTS, SCHEMA_PLACE, body_schema
 from orcd.gateway.endpoint import json_response
 from orcd.openai.body_table import CHAT, COMPLETIONS, RESPONSES
@@ -70,10 +70,15 @@ def _generation(summary: str, table: Any, required: str, answer: Any) -> dict[st
 
 _ERROR = _object(error=_object(message=_TEXT, type=_TEXT, param={}, code={}))
 _ID = {"name": "id", "in": "path", "required": True, "schema": {**_TEXT, "minLength": 1}}
-_PAGE = (
-    {"name": "after", "in": "query", "schema": _TEXT},
-    {"name": "limit", "in": "query", "schema": {**_INTEGER, "minimum": 1, "maximum": MOST}},
-)
+
+
+def _page(most: int) -> tuple[dict[str, Any], ...]:
+    return (
+        {"name": "after", "in": "query", "schema": _TEXT},
+        {"name": "limit", "in": "query", "schema": {**_INTEGER, "minimum": 1, "maximum": most}},
+    )
+
+
 _PURPOSE = {"type": "string", "enum": list(PURPOSES)}
 _REPLAY = (
     {"name": "stream", "in": "query", "schema": _FLAG},
@@ -181,7 +186,11 @@ DOCUMENT: dict[str, Any] = {
             "get": _operation(
                 "List files.",
                 _json(_page_of(_FILE)),
-                parameters=(*_PAGE, {"name": "purpose", "in": "query", "schema": _PURPOSE}),
+                parameters=(
+                    *_page(files.MOST_LISTED),
+                    {"name": "purpose", "in": "query", "schema": _PURPOSE},
+                    {"name": "order", "in": "query", "schema": {"type": "string", "enum": list(files.ORDERS)}},
+                ),
             ),
             "post": _operation("Upload a file.", _json(_FILE), form=_NEW_FILE, links={"batch": _BATCH_OF_FILE}),
         },
@@ -193,7 +202,7 @@ DOCUMENT: dict[str, Any] = {
             "get": _operation("Read a file.", {"application/octet-stream": {}}, parameters=(_ID,))
         },
         "/v1/batches": {
-            "get": _operation("List batches.", _json(_page_of(_BATCH)), parameters=_PAGE),
+            "get": _operation("List batches.", _json(_page_of(_BATCH)), parameters=_page(batches.MOST_LISTED)),
             "post": _operation("Begin a batch.", _json(_BATCH), body=_NEW_BATCH),
         },
         "/v1/batches/{id}": {"get": _operation("Retrieve a batch.", _json(_BATCH), parameters=(_ID,))},

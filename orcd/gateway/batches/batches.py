@@ -20,6 +20,7 @@ from orcd.openai.endpoints import ENDPOINTS
 
 URL = "/v1/batches"
 WINDOW_S = 24 * 3600
+MOST_LISTED = 100
 _FIELDS = ("input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after")
 
 
@@ -48,7 +49,7 @@ async def create(call: Call) -> Response:
 @endpoint
 async def list_batches(call: Call) -> Response:
     """The caller's batches."""
-    return json_response(page(call, await call.gateway.batches.list_all(call.key)))
+    return json_response(page(call, await call.gateway.batches.list_all(call.key), limit=20, most=MOST_LISTED))
 
 
 @endpoint

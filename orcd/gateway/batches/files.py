@@ -25,6 +25,9 @@ URL = "/v1/files"
 SHORTEST_LIFE_S, LONGEST_LIFE_S = 3600, 30 * 24 * 3600
 _EXPIRES_AFTER = ("expires_after[anchor]", "expires_after[seconds]")
 CHUNK_BYTES = 1 << 20
+MOST_LISTED = 10_000
+"""Files of a list at most, and where nobody asks for fewer, as at OpenAI."""
+ORDERS = ("asc", "desc")
 
 
 def file_store(call: Call) -> FileStore:
@@ -60,13 +63,16 @@ async def create(call: Call) -> Response:
 
 @endpoint
 async def list_files(call: Call) -> Response:
-    """The caller's files."""
+    """The caller's files, the newest first unless the query has another ``order``."""
     purpose = call.request.query_params.get("purpose")
     if purpose is not None:
         _check_purpose(purpose)
     kept = await asyncio.to_thread(file_store(call).list_all, call.key)
     files = [file for file in kept if purpose in (None, file.purpose)]
-    return json_response(page(call, files))
+    order = call.request.query_params.get("order", "desc")
+    if order not in ORDERS:
+        raise ApiError(400, f"order: must be {' or '.join(ORDERS)}", param="order")
+    return json_response(page(call, files if order == "desc" else files[::-1], limit=MOST_LISTED, most=MOST_LISTED))
 
 
 @endpoint

@@ -71,7 +71,7 @@ def test_a_parameter_outside_a_bound_is_refused(gateway: httpx.Client) -> None:
                 named.add(parameter["name"])
                 answer = gateway.request(method, path.replace("{id}", "x"), params={parameter["name"]: text})
                 assert answer.status_code == 400, answer.url
-    assert named == {"limit", "purpose", "starting_after", "stream"}
+    assert named == {"limit", "order", "purpose", "starting_after", "stream"}
 
 
 def is_text(value: object) -> bool:

@@ -71,12 +71,18 @@ def test_a_long_file_comes_whole(sdk: openai.OpenAI) -> None:
 
 
 def test_long_lists_come_a_page_at_a_time(sdk: openai.OpenAI) -> None:
-    ids = {sdk.files.create(file=(f"{number}", b"x"), purpose="batch").id for number in range(5)}
-    assert {file.id for file in sdk.files.list(limit=2)} == ids
+    ids = {sdk.files.create(file=(f"{number}", b"x"), purpose="batch").id for number in range(21)}
+    assert {file.id for file in sdk.files.list(limit=8)} == ids
+    newest_first = sdk.files.list().data
+    assert {file.id for file in newest_first} == ids, "all are on one page"
+    assert sdk.files.list(order="asc").data == newest_first[::-1]
+    assert [file.id for file in sdk.files.list(order="asc", limit=8)] == [file.id for file in newest_first[::-1]]
     with pytest.raises(openai.BadRequestError, match="after"):
         sdk.files.list(after="file-0")
+    with pytest.raises(openai.BadRequestError, match="order"):
+        sdk.files.list(order="newest")  # type: ignore[arg-type]
     with pytest.raises(openai.BadRequestError, match="limit"):
-        sdk.files.list(limit=1000)
+        sdk.files.list(limit=10_001)
     with pytest.raises(openai.BadRequestError, match="purpose"):
         sdk.files.list(purpose="nonsense")
 
