@@ -146,10 +146,12 @@ def _problem(error: str) -> str:
 
 
 _UNSUPPORTED = "Unimplemented keys"
+FORMATS = ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid")
+"""Formats of texts that a schema may ask for."""
 _PROBLEMS = {
     "Unsatisfiable schema": "no document can fit the schema",
     "Invalid type": "a type of the schema is unknown",
-    "Unknown format": "a format of the schema is not supported",
+    "Unknown format": f"a format of the schema is not supported; known are {', '.join(FORMATS)}",
     "oneOf constraints": "oneOf is not supported; write anyOf",
     "not disjoint": "patterns of patternProperties that overlap are not supported",
     "Expected positive": "a keyword of the schema has a value of another type",
