@@ -6,6 +6,7 @@ import faulthandler
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -58,6 +59,16 @@ class Shutdown:
             state.should_stop = exit_code or os.EX_OK
 
         signal.signal(signal.SIGINT, interrupted)
+        restart: Any = signal.getsignal(signal.SIGHUP)
+
+        def restarted(*args: Any) -> None:
+            # Celery says with which arguments, and the password of Redis may be among them.
+            arguments, sys.argv = sys.argv, sys.argv[:1]
+            restart(*args)
+            sys.argv = arguments
+
+        if callable(restart):
+            signal.signal(signal.SIGHUP, restarted)
         # Where its threads are, a worker says on SIGUSR1. Celery would print their local variables, prompts too.
         faulthandler.register(signal.SIGUSR1)
         ignore_signals_at_exit()

@@ -165,3 +165,17 @@ shutdown.begin(exit_code=7)
 threading.Event().wait()
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=END_S, cwd=ROOT, check=False).returncode == 7
+
+
+def test_a_worker_that_restarts_does_not_say_with_which_password() -> None:
+    program = """
+import signal, sys
+from tasks.celery_ext.shutdown import Shutdown
+signal.signal(signal.SIGHUP, lambda *_: print(sys.argv))  # as Celery's
+Shutdown(0.1, lambda: None, lambda: None, lambda *_: None).watch_signals()
+signal.raise_signal(signal.SIGHUP)
+print(sys.argv)
+"""
+    command = [sys.executable, "-c", program, "--redis", "redis://:secret@redis/0"]
+    done = subprocess.run(command, timeout=END_S, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["['-c']", str(["-c", *command[3:]])]
