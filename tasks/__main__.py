@@ -6,11 +6,12 @@ What a command needs is imported when it runs: NumPy and Celery take a while, an
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -144,7 +145,7 @@ def plan(inputs: tuple[str, ...], model_file: str | None, as_json: bool, **optio
 
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[FLOWER OPTION]...")
-def flower(options: tuple[str, ...]) -> int:
+def flower(options: tuple[str, ...]) -> NoReturn:
     """Watch workers and jobs in a browser, with Flower.
 
     Reads the worker's ORCD_ variables, so it finds the same Redis; prompts and answers are not shown. All options are
@@ -156,7 +157,9 @@ def flower(options: tuple[str, ...]) -> int:
     """
     from tasks.flower_program import FlowerProgram
 
-    return FlowerProgram(from_environment(), options).run()
+    exit_code = FlowerProgram(from_environment(), options).run()
+    sys.stderr.flush()
+    os._exit(exit_code)  # its threads may wait for a Redis that is away, and Python would for them
 
 
 @cli.group(no_args_is_help=False)

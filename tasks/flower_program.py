@@ -7,12 +7,15 @@ import os
 import secrets
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import flower.command
+import flower.events
 import redis
 from flower.options import DEFAULT_CONFIG_FILE
 from flower.views import BaseHandler
@@ -27,6 +30,8 @@ from worker.settings import Settings
 USER = "orcd"
 MOST_LISTS = 10_000
 MOST_PORT = 65_535
+MOST_PAUSE_S = 10.0
+"""Between two tries to hear what happens to tasks, while Redis is away."""
 _LOGINS = {"auth", "basic_auth", "auth_provider"}
 
 
@@ -55,6 +60,7 @@ class FlowerProgram:
         arguments = ["flower", *self._defaults(), *self._arguments]
         with connect(self._settings) as connection:
             show_all_queues(connection, self._settings.key_prefix)
+            listen_again_soon()
             flower.command.sigterm_handler = stop_serving
             try:
                 exit_code: int = app.start(arguments) or 0
@@ -110,6 +116,13 @@ def stop_serving(*_: object) -> None:
     """
     loop = IOLoop.current()
     loop.add_callback_from_signal(loop.stop)
+
+
+def listen_again_soon() -> None:
+    """Bound the pauses of Flower while Redis is away: they double without end, and it hears nothing as long again."""
+    flower.events.time = SimpleNamespace(
+        monotonic=time.monotonic, sleep=lambda seconds: time.sleep(min(seconds, MOST_PAUSE_S))
+    )
 
 
 def show_all_queues(connection: Any, key_prefix: str) -> None:

@@ -7,9 +7,11 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
+import flower.events
 import pytest
 import redis
 from celery import Celery
@@ -18,8 +20,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from orcd.errors import InvalidRequest
-from tasks.flower_program import FlowerProgram, show_all_queues
+from tasks.flower_program import MOST_PAUSE_S, FlowerProgram, listen_again_soon, show_all_queues
 from tasks.local import redis_server
+from tests.conftest import wait_until
 from worker.settings import Settings
 
 SETTINGS = Settings(device="cpu")
@@ -159,3 +162,28 @@ def test_without_redis_flower_lists_those_of_workers(started: list[list[str]], m
     with redis.Redis(port=1, retry=Retry(NoBackoff(), 0)) as nobody:
         show_all_queues(nobody, "")
         assert BaseHandler.get_active_queue_names(Mock(spec=BaseHandler)) == ["orcd"]
+
+
+def test_flower_listens_again_soon_after_redis_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flower.events, "time", time)  # as it was, afterwards
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    listen_again_soon()
+    flower.events.time.sleep(2)
+    flower.events.time.sleep(4096)
+    assert pauses == [2, MOST_PAUSE_S]
+
+
+def test_flower_exits_though_redis_is_away(tmp_path: Path) -> None:
+    """A thread of it waited for Redis without end, and the process for that thread."""
+    log_path = tmp_path / "log"
+    with redis_server.RedisServer() as server, log_path.open("w") as log:
+        command = [sys.executable, "-P", "-m", "tasks", "flower", f"--port={redis_server._free_port()}"]
+        variables = os.environ | {"ORCD_REDIS_URL": server.url, "FLOWER_BASIC_AUTH": "a:b"}
+        with subprocess.Popen(command, env=variables, stderr=log, cwd=Path(__file__).parents[2]) as flower_process:
+            wait_until(lambda: "Connected to" in log_path.read_text())
+            server.kill()
+            wait_until(lambda: "Failed to capture events" in log_path.read_text())
+            time.sleep(6)  # it asks workers for their events every five seconds
+            flower_process.terminate()
+            assert flower_process.wait(30) == 0
