@@ -112,14 +112,11 @@ class BatchTask:
 
     def _run(self, client: Client, file: BatchFile) -> str:
         """Run the lines to their end; gives the status that the batch then has. Raises as `run` does."""
-        expires_after = self.batch.output_expires_after
-        life_s = None if expires_after is None else expires_after.seconds
-        for file_id, kind in ((self.batch.output_file_id, "output"), (self.batch.error_file_id, "error")):
+        for file_id in (self.batch.output_file_id, self.batch.error_file_id):
             assert file_id is not None
             self._place.path(data_name(file_id)).touch()
             self._place.keep_part(data_name(file_id))
-            name = f"{self.batch.id}_{kind}.jsonl"
-            self._files.describe(self._place, file_id, filename=name, purpose="batch_output", life_s=life_s)
+        self._describe_files(None)
         total = RequestCounts(total=file.num_lines, completed=file.num_done)
         self._change(request_counts=total, in_progress_at=self.batch.in_progress_at or _now())
         if not self._is_cancelled:
@@ -154,7 +151,15 @@ class BatchTask:
         for file_id in (self.batch.output_file_id, self.batch.error_file_id):
             if file_id is not None:
                 self._place.keep(data_name(file_id))
+        if self.batch.output_expires_after is not None:  # while they were written they could not expire
+            self._describe_files(self.batch.output_expires_after.seconds)
         self._change(status=status, usage=usage, **{f"{status}_at": _now()})
+
+    def _describe_files(self, life_s: int | None) -> None:
+        for file_id, kind in ((self.batch.output_file_id, "output"), (self.batch.error_file_id, "error")):
+            if file_id is not None:
+                name = f"{self.batch.id}_{kind}.jsonl"
+                self._files.describe(self._place, file_id, filename=name, purpose="batch_output", life_s=life_s)
 
     def _forget_empty_files(self) -> None:
         """A batch that has ended names no file in which nothing is: a run removes an error file without errors."""

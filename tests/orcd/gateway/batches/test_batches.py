@@ -47,17 +47,30 @@ def test_a_batch_runs_to_its_end(
 
 
 def test_the_files_that_a_batch_writes_expire_if_it_says_so(
-    start_gateway: StartGateway, tmp_path: Path, worker: AnsweringWorker, open_sdk: OpenSdk
+    start_gateway: StartGateway,
+    tmp_path: Path,
+    connection: redis.Redis,
+    make_store: MakeStore,
+    served_model: str,
+    open_sdk: OpenSdk,
 ) -> None:
+    """From its end on: its files may have to be kept for an hour, and it may take a day."""
     sdk = open_sdk(start_gateway(files_dir=str(tmp_path)))
     file = sdk.files.create(file=("in.jsonl", line("a").encode()), purpose="batch")
     expires_after: Any = {"anchor": "created_at", "seconds": 3600}
     begun = sdk.batches.create(
         input_file_id=file.id, endpoint=URL, completion_window="24h", output_expires_after=expires_after
     )
+    wait_until(lambda: sdk.batches.retrieve(begun.id).status == "in_progress")
+    output_file_id = sdk.batches.retrieve(begun.id).output_file_id
+    assert output_file_id is not None
+    assert sdk.files.retrieve(output_file_id).expires_at is None
+    worker = AnsweringWorker(connection, make_store)
     batch = ended(sdk, begun.id)
+    worker.stop()
     assert batch.output_expires_after == expires_after
-    written = sdk.files.retrieve(batch.output_file_id)
+    written = sdk.files.retrieve(output_file_id)
+    assert written.created_at >= batch.finalizing_at
     assert written.expires_at == written.created_at + 3600
     assert sdk.files.retrieve(file.id).expires_at is None
     assert {path.name for path in tmp_path.glob("*.expires")} == {f"{written.id}.expires"}, "there is no error file"
