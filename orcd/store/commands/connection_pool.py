@@ -8,6 +8,7 @@ twice.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import sys
@@ -32,26 +33,45 @@ def timed_by_the_kernel(kind: type[Any]) -> type[Any]:
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
             self._answer_timeout_s: float | None = options.get("socket_timeout")
-            self.socket_timeout = None
+            self.socket_timeout: float | None = None
 
         def _connect(self) -> socket.socket:
             connected: socket.socket = super()._connect()
-            if self._answer_timeout_s is not None:
+            if self._answer_timeout_s is None:
+                return connected
+            # The kernel does not wait for gevent's sockets. Windows has such limits in another form.
+            if sys.platform == "win32" or not os.get_blocking(connected.fileno()):
+                self.socket_timeout = self._answer_timeout_s
+                connected.settimeout(self.socket_timeout)
+            else:
                 seconds, fraction = divmod(self._answer_timeout_s, 1)
                 limit = struct.pack("ll", int(seconds), int(1e6 * fraction))  # a timeval
                 connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
                 connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             return connected
 
+        def send_packed_command(self, *args: Any, **options: Any) -> None:
+            try:
+                super().send_packed_command(*args, **options)
+            except redis.ConnectionError as error:
+                if _is_late(error):
+                    raise redis.TimeoutError("Timeout writing to socket") from None
+                raise
+
         def read_response(self, *args: Any, **options: Any) -> Any:
             try:
                 return super().read_response(*args, **options)
             except redis.ConnectionError as error:
-                if isinstance(error.__context__, BlockingIOError):
+                if _is_late(error):
                     raise redis.TimeoutError("Timeout reading from socket") from None
                 raise
 
     return Connection
+
+
+def _is_late(error: redis.ConnectionError) -> bool:
+    """Whether the time is over: the kernel says only that nothing can be done now."""
+    return isinstance(error.__context__, BlockingIOError)
 
 
 class ConnectionPool(redis.ConnectionPool):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from orcd.settings import ClientSettings
 from orcd.store.commands import connection_pool
 from orcd.store.redis_address import RedisAddress
 from orcd.store.redis_connection import connect, make_pool
+from tasks.local.redis_server import RedisServer
 from tests.orcd.redis_servers import ConfiguredServer
 
 
@@ -34,6 +37,34 @@ def test_an_answer_that_does_not_come_in_time_is_an_error_that_says_so(redis_url
             client.blpop("nothing", timeout=60)
         assert 0.25 <= time.monotonic() - start < 60
         assert client.ping(), "on a new connection"
+
+
+def test_a_command_that_cannot_be_written_in_time_is_an_error_that_says_so(redis_server: RedisServer) -> None:
+    with _client(redis_server.url, timeout_s=0.25) as client:
+        process = client.info("server")["process_id"]
+        connection = client.connection_pool.get_connection()
+        os.kill(process, signal.SIGSTOP)
+        try:
+            with pytest.raises(redis.TimeoutError, match="writing"):
+                connection.send_command("SET", "key", b"x" * 100_000_000)
+        finally:
+            os.kill(process, signal.SIGCONT)
+            client.connection_pool.release(connection)
+
+
+def test_sockets_for_which_the_kernel_does_not_wait_have_their_own_timeout(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of gevent: DEBUG SLEEP was waited for to its end."""
+    monkeypatch.setattr(os, "get_blocking", lambda _: False)
+    with _client(redis_url, timeout_s=0.25) as client:
+        client.ping()
+        (connection,) = client.connection_pool._available_connections
+        assert connection._sock.gettimeout() == 0.25
+        with pytest.raises(redis.TimeoutError):
+            client.blpop("nothing", timeout=60)
+        monkeypatch.undo()
+        assert client.ping()
 
 
 def test_no_command_waits_twice(redis_url: str) -> None:
