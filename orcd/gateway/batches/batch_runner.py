@@ -60,28 +60,33 @@ class BatchRunner:
         self._files = files
         self._running: dict[str, _Running] = {}
         self._complaints: dict[str, str] = {}
-        self._sweep_at = time.monotonic()
 
     async def run(self) -> None:
         """Runs until it is cancelled, and gives back what it has then."""
+        sweeping = asyncio.create_task(self._sweep())
         try:
             while True:
                 try:
                     await self._keep()
                     await self._adopt()
-                    await self._sweep()
                 except redis.RedisError:
                     pass  # it comes back, or our leases run out and others go on
                 except Exception as error:  # batches are run for as long as the gateway answers
                     log.error("batches: %s at %s; they are tried again", _what(error), _where(error))
                 await asyncio.sleep(LOOK_S)
         finally:
+            sweeping.cancel()
             await self._give_back()
 
     async def _sweep(self) -> None:
-        if time.monotonic() >= self._sweep_at:
-            self._sweep_at = time.monotonic() + SWEEP_S
-            await asyncio.to_thread(self._files.delete_expired)
+        """Delete files that have expired. There may be so many that our batches' leases would run out meanwhile."""
+        while True:
+            try:
+                for file_id in await asyncio.to_thread(self._files.expiring):
+                    await asyncio.to_thread(self._files.delete_if_over, file_id)
+            except Exception as error:
+                log.error("files that have expired: %s at %s; they are looked for again", _what(error), _where(error))
+            await asyncio.sleep(SWEEP_S)
 
     async def _adopt(self) -> None:
         for batch_id in await self._store.waiting():

@@ -143,16 +143,16 @@ class FileStore:
                     raise
         return sorted(found, key=lambda file: (file.created_at, file.id), reverse=True)
 
-    def delete_expired(self) -> None:
-        """Forget the files of all keys whose time has long been over."""
-        for name in self._folder.names(KIND):
-            if not name.endswith(_EXPIRES):
-                continue
-            file_id = name.removesuffix(_EXPIRES)
-            with suppress(FileNotFoundError, msgspec.MsgspecError):  # it is being written, or deleted
-                expires_at = _file.decode(self._folder.read(_description(file_id))).expires_at
-                if expires_at is not None and time.time() >= expires_at + LEFT_S:
-                    self.delete(file_id)
+    def expiring(self) -> list[str]:
+        """The ids of the files of all keys that have expired, or will."""
+        return [name.removesuffix(_EXPIRES) for name in self._folder.names(KIND) if name.endswith(_EXPIRES)]
+
+    def delete_if_over(self, file_id: str) -> None:
+        """Forget a file whose time has long been over."""
+        with suppress(FileNotFoundError, msgspec.MsgspecError):  # it is being written, or deleted
+            expires_at = _file.decode(self._folder.read(_description(file_id))).expires_at
+            if expires_at is not None and time.time() >= expires_at + LEFT_S:
+                self.delete(file_id)
 
     def delete(self, file_id: str) -> None:
         """Forget a file that `find` has found, and the journal of a batch that wrote it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import redis
 
 from orcd.batch.results.result_file import FileUnavailable, ResultFile
 from orcd.gateway.batches import batch_runner
+from orcd.gateway.batches.file_store import FileStore
 from orcd.store import schema
 from tests.conftest import wait_until
 from tests.orcd.answering_worker import AnsweringWorker
@@ -41,6 +43,28 @@ def test_batches_whose_lines_wait_for_a_worker_make_room_for_others(
         sdk.batches.cancel(batch_id)
         assert ended(sdk, batch_id).status == "cancelled"
     assert connection.zcard(schema.QUEUED) == 0
+
+
+def test_batches_run_on_while_expired_files_are_looked_for(
+    start_gateway: StartGateway,
+    tmp_path: Path,
+    worker: AnsweringWorker,
+    open_sdk: OpenSdk,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a large folder, or one that is far away, that takes longer than the lease of a batch."""
+    goes_on = threading.Event()
+
+    def expiring(_: FileStore) -> list[str]:
+        goes_on.wait()
+        return []
+
+    monkeypatch.setattr(FileStore, "expiring", expiring)
+    sdk = open_sdk(start_gateway(files_dir=str(tmp_path)))
+    try:
+        assert ended(sdk, begin(sdk, line("a"))).status == "completed"
+    finally:
+        goes_on.set()
 
 
 def test_who_cancels_a_batch_is_told_so_from_then_on(
