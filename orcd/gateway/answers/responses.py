@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
+import msgspec
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -118,10 +119,14 @@ async def _conversation_before(call: Call, previous_id: Any) -> list[dict[str, A
 
 
 async def _resolved(call: Call, given: Any) -> Any:
-    """The input of a body, with the items that it only refers to. Raises `ApiError` 404 as OpenAI does."""
+    """The input of a body, with the items that it only refers to. Raises `ApiError` 404 as OpenAI does.
+
+    And 413 where these together are longer than a body may be: one that is long may be referred to many times.
+    """
     if not isinstance(given, list):
         return given
-    known: dict[str, dict[str, Any]] = {}
+    known: dict[str, tuple[dict[str, Any], int]] = {}
+    most = bytes_left = call.gateway.settings.max_body_bytes
     resolved = []
     for index, item in enumerate(given):
         if not _is_reference(item):
@@ -130,11 +135,17 @@ async def _resolved(call: Call, given: Any) -> Any:
         item_id = item.get("id")
         match = _ITEM_ID.fullmatch(item_id) if isinstance(item_id, str) else None
         if match is not None and item_id not in known:
-            known |= {each["id"]: each for each in await _items(call, match[1])}
+            found = await _items(call, match[1])
+            known |= {each["id"]: (each, len(msgspec.json.encode(each))) for each in found}
         if item_id not in known:
             message = f"input[{index}]: there is no such item, or its response is no longer kept"
             raise ApiError(404, message, code="not_found", param=f"input[{index}]")
-        resolved.append(known[item_id])
+        referred, num_bytes = known[item_id]
+        bytes_left -= num_bytes
+        if bytes_left < 0:
+            message = f"input: the items that it refers to have more than {most} bytes together"
+            raise ApiError(413, message, code="body_too_large", param="input")
+        resolved.append(referred)
     return resolved
 
 

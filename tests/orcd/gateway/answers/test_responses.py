@@ -171,6 +171,17 @@ def test_an_item_of_an_answer_may_be_sent_as_its_id(
     assert messages_of({"type": "item_reference", "id": item.id}) == messages_of({"id": item.id}) == whole
 
 
+def test_items_that_are_referred_to_are_together_no_longer_than_a_body(
+    start_gateway: StartGateway, worker: AnsweringWorker
+) -> None:
+    with httpx.Client(timeout=60, base_url=start_gateway(max_body_bytes=4096), verify=NO_TLS) as http:
+        [item] = http.post("/responses", json=BODY).json()["output"]
+        body = {**BODY, "input": [{"id": item["id"]}]}
+        assert http.post("/responses", json=body).is_success
+        answer = http.post("/responses", json={**body, "input": body["input"] * 60})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+
 def test_an_item_that_is_not_there_or_another_s_is_not_found(
     start_gateway: StartGateway, served_model: str, make_store: MakeStore
 ) -> None:
