@@ -83,7 +83,7 @@ class ConnectionPool(redis.ConnectionPool):
 
     def __init__(self, *, retry: Retry, **options: Any) -> None:
         super().__init__(retry=retry, **options)
-        self._tries_again = retry.get_retries() != 0
+        self._tries_again = retry.get_retries() > 0  # less than none is as often as somebody waits, who may not
 
     def get_connection(self, *args: Any, **options: Any) -> Any:
         """A connection that nobody else has."""

@@ -70,6 +70,18 @@ def test_a_success_is_not_overwritten_and_a_failure_is(backend: Any) -> None:
     assert (meta["status"], meta["result"]["tokens_out"]) == ("SUCCESS", 1)
 
 
+def test_a_connection_that_redis_has_closed_costs_no_result_where_nobody_waits(
+    backend: Any, connection: redis.Redis
+) -> None:
+    """Nothing is tried again then, so each connection is looked at before it is used."""
+    backend.store_result("a", RESULT, "SUCCESS")
+    connection.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    assert backend.get_task_meta("a", cache=False)["status"] == "SUCCESS"
+    backend.is_waiting = lambda: False
+    connection.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    backend.store_result("b", RESULT, "SUCCESS")
+
+
 def test_what_was_revoked_stays_so_unless_it_succeeds(backend: Any) -> None:
     """F10: a revoked job's end must not turn it into a failure."""
     backend.mark_as_revoked("a", "revoked")
