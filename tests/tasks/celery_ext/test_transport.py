@@ -219,6 +219,9 @@ def test_an_event_loop_is_told_once_of_each_connection(
 
     with consumer:
         channel.connection.client.register_with_event_loop(hub)
+        channel.connection.cycle.on_poll_start()
+        for fd in channel.connection.cycle._fd_to_chan:
+            hub.add_reader(fd, bool)  # of an earlier transport, whose file descriptors were the same
         turn_until(3)
         told.clear()
         queue.put(3)
