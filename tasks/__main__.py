@@ -5,6 +5,7 @@ What a command needs is imported when it runs: NumPy and Celery take a while, an
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -158,6 +159,8 @@ def flower(options: tuple[str, ...]) -> NoReturn:
     from tasks.flower_program import FlowerProgram
 
     exit_code = FlowerProgram(from_environment(), options).run()
+    atexit._run_exitfuncs()  # Flower keeps its state in one
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)  # its threads may wait for a Redis that is away, and Python would for them
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dbm
 import os
 import re
 import signal
@@ -187,3 +188,19 @@ def test_flower_exits_though_redis_is_away(tmp_path: Path) -> None:
             time.sleep(6)  # it asks workers for their events every five seconds
             flower_process.terminate()
             assert flower_process.wait(30) == 0
+
+
+def test_what_flower_is_to_keep_is_there_after_its_end(redis_url: str, tmp_path: Path) -> None:
+    log_path, kept = tmp_path / "log", tmp_path / "kept"
+    options = [f"--port={redis_server._free_port()}", "--persistent=True", f"--db={kept}"]
+    command = [sys.executable, "-P", "-m", "tasks", "flower", *options]
+    variables = os.environ | {"ORCD_REDIS_URL": redis_url, "FLOWER_BASIC_AUTH": "a:b"}
+    with (
+        log_path.open("w") as log,
+        subprocess.Popen(command, env=variables, stderr=log, cwd=Path(__file__).parents[2]) as flower_process,
+    ):
+        wait_until(lambda: "Connected to" in log_path.read_text())
+        flower_process.terminate()
+        assert flower_process.wait(30) == 0
+    with dbm.open(str(kept)) as state:
+        assert b"events" in state
