@@ -158,11 +158,15 @@ def flower(options: tuple[str, ...]) -> NoReturn:
     """
     from tasks.flower_program import FlowerProgram
 
-    exit_code = FlowerProgram(from_environment(), options).run()
+    _end_process(FlowerProgram(from_environment(), options).run())
+
+
+def _end_process(exit_code: int) -> NoReturn:
+    """Without waiting for threads, as Python does: Flower's may wait for a Redis that is away."""
     atexit._run_exitfuncs()  # Flower keeps its state in one
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(exit_code)  # its threads may wait for a Redis that is away, and Python would for them
+    os._exit(exit_code)
 
 
 @cli.group(no_args_is_help=False)
