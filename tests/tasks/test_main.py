@@ -79,9 +79,11 @@ def test_a_model_that_is_not_there_is_named(line: str, tmp_path: Path, capsys: p
 
 def test_flower_is_read_only_and_else_gets_its_options_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
+    exit_codes: list[int] = []
     monkeypatch.setattr(Celery, "start", lambda app, arguments: started.append(arguments))
-    monkeypatch.setattr("tasks.__main__._end_process", sys.exit)  # which would end the tests
-    assert run(cli, ["flower", "--port=5556", "--basic-auth=me:secret"]) == 0
+    monkeypatch.setattr("tasks.__main__._end_process", exit_codes.append)
+    run(cli, ["flower", "--port=5556", "--basic-auth=me:secret"])
+    assert exit_codes == [0]
     assert started == [["flower", "--read-only", "--port=5556", "--basic-auth=me:secret"]]
 
 
