@@ -142,6 +142,8 @@ def life_s(given: Any, param: str) -> int | None:
     if not isinstance(given, dict) or given.keys() != {"anchor", "seconds"} or given["anchor"] != "created_at":
         raise ApiError(400, f"{param}: must have the anchor created_at, seconds and nothing else", param=param)
     seconds = given["seconds"]
+    if isinstance(seconds, float) and seconds.is_integer():  # 3600.0 is a whole number in JSON, too
+        seconds = int(seconds)
     if not isinstance(seconds, int) or not SHORTEST_LIFE_S <= seconds <= LONGEST_LIFE_S:
         message = f"{param}: seconds must be a whole number from {SHORTEST_LIFE_S} to {LONGEST_LIFE_S}"
         raise ApiError(400, message, param=param)

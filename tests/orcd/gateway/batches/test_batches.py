@@ -57,7 +57,7 @@ def test_the_files_that_a_batch_writes_expire_if_it_says_so(
     """From its end on: its files may have to be kept for an hour, and it may take a day."""
     sdk = open_sdk(start_gateway(files_dir=str(tmp_path)))
     file = sdk.files.create(file=("in.jsonl", line("a").encode()), purpose="batch")
-    expires_after: Any = {"anchor": "created_at", "seconds": 3600}
+    expires_after: Any = {"anchor": "created_at", "seconds": 3600.0}  # JSON has one kind of numbers
     begun = sdk.batches.create(
         input_file_id=file.id, endpoint=URL, completion_window="24h", output_expires_after=expires_after
     )
