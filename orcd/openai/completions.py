@@ -73,9 +73,16 @@ def response_of_all(body: Mapping[str, Any], results: Sequence[Result], created_
     first = results[0]
     choices: list[dict[str, Any]] = []
     for echoed, result in zip(echoes(body, len(results)), results, strict=True):
-        of_prompt = logprobs.of_prompt(result) if body.get("prompt_logprobs") is not None else {}
-        for choice in result.choices:
-            choices.append({**_choice(body, len(choices), result, choice, echoed), **of_prompt})
+        if echoed is None:
+            echoed = b"".join(logprobs.prompt_pieces(result)).decode("utf-8", "replace")
+        columns = None  # of the prompt, with which those of its choices begin
+        if body.get("echo") and body.get("logprobs") is not None:
+            columns = logprobs.columns_of_prompt(result, len(echoed))
+        listed = logprobs.of_prompt(result) if body.get("prompt_logprobs") is not None else {}
+        choices += [
+            {**_choice(index, choice, echoed, columns), **listed}
+            for index, choice in enumerate(result.choices, len(choices))
+        ]
     return {
         "id": f"cmpl-{first.job_id}",
         "object": "text_completion",
@@ -105,15 +112,12 @@ def echoes(body: Mapping[str, Any], num_prompts: int) -> list[str | None]:
     return [prompt if isinstance(prompt, str) else None for prompt in prompts]
 
 
-def _choice(body: Mapping[str, Any], index: int, result: Result, choice: Choice, echoed: str | None) -> dict[str, Any]:
-    if echoed is None:
-        echoed = b"".join(logprobs.prompt_pieces(result)).decode("utf-8", "replace")
+def _choice(index: int, choice: Choice, echoed: str, before: dict[str, Any] | None) -> dict[str, Any]:
     columns = None
-    if choice.logprobs is not None or (body.get("echo") and body.get("logprobs") is not None):
+    if choice.logprobs is not None or before is not None:
         columns = logprobs.columns(choice.logprobs or (), len(echoed))
-    if columns is not None and body.get("echo"):
-        of_prompt = logprobs.columns_of_prompt(result, len(echoed))
-        columns = {name: of_prompt[name] + column for name, column in columns.items()}
+    if columns is not None and before is not None:
+        columns = {name: before[name] + column for name, column in columns.items()}
     return {"index": index, "text": echoed + choice.text, "logprobs": columns, "finish_reason": choice.finish_reason}
 
 
