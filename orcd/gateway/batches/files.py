@@ -23,7 +23,8 @@ from orcd.gateway.endpoint import Call, endpoint, json_response
 
 URL = "/v1/files"
 SHORTEST_LIFE_S, LONGEST_LIFE_S = 3600, 30 * 24 * 3600
-_EXPIRES_AFTER = ("expires_after[anchor]", "expires_after[seconds]")
+_EXPIRES_AFTER = {name: f"expires_after[{name}]" for name in ("anchor", "seconds")}
+"""The members of that object as fields of a form."""
 CHUNK_BYTES = 1 << 20
 MOST_LISTED = 10_000
 """Files of a list at most, and where nobody asks for fewer, as at OpenAI."""
@@ -151,7 +152,7 @@ def life_s(given: Any, param: str) -> int | None:
 
 
 def _life_s_of_form(form: FormData) -> int | None:
-    given: dict[str, Any] = {name[14:-1]: form[name] for name in _EXPIRES_AFTER if name in form}
+    given: dict[str, Any] = {name: form[field] for name, field in _EXPIRES_AFTER.items() if field in form}
     seconds = given.get("seconds")
     if isinstance(seconds, str) and re.fullmatch("[0-9]{1,9}", seconds):
         given["seconds"] = int(seconds)
@@ -159,9 +160,10 @@ def _life_s_of_form(form: FormData) -> int | None:
 
 
 def _check_fields(form: FormData) -> None:
+    known = ("file", "purpose", *_EXPIRES_AFTER.values())
     for name in form:
-        if name not in ("file", "purpose", *_EXPIRES_AFTER):
-            message = f"{name[:80]}: unknown field; known are file, purpose, {', '.join(_EXPIRES_AFTER)}"
+        if name not in known:
+            message = f"{name[:80]}: unknown field; known are {', '.join(known)}"
             raise ApiError(400, message, param=name[:80])
 
 
