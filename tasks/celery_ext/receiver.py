@@ -46,10 +46,17 @@ class Receiver:
     ``on_too_long`` is told of those that never leave Redis.
     """
 
-    on_too_long: Callable[[Unreadable], object] = staticmethod(lambda _: None)
-
-    def __init__(self, name: str, lease_ms: int, client: Any, key_prefix: str = "", ageing_ms: int = 300_000) -> None:
+    def __init__(
+        self,
+        name: str,
+        lease_ms: int,
+        client: Any,
+        key_prefix: str = "",
+        ageing_ms: int = 300_000,
+        on_too_long: Callable[[Unreadable], object] = lambda _: None,
+    ) -> None:
         self._name = name
+        self._on_too_long = on_too_long
         self._lease_ms = lease_ms
         self._client = client
         self._take = RedisScript(client, schema.celery_script("take"))
@@ -91,7 +98,7 @@ class Receiver:
         taken, unusable, too_long, num_deleted = answer
         for reason, message_id in too_long:
             logger.warning("A message that is too long was put with the dead letters: see orcd dead list")
-            self.on_too_long(Unreadable(reason.decode(), message_id.decode()))
+            self._on_too_long(Unreadable(reason.decode(), message_id.decode()))
         for key in unusable:
             say_wrong_type(key.decode(), "nothing is taken from it")
         self._say_if_deleted(num_deleted, self._dead, "those before are lost")
@@ -203,8 +210,9 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         self.on_unreadable: Callable[[Unreadable], object] = lambda _: None
         name = f"{worker_id()}-{next(_numbers)}"
         lease_ms, prefix = channel.receiver_lease_ms, channel.global_keyprefix
-        self.receiver = Receiver(name, lease_ms, channel.plain_client(), prefix, channel.ageing_ms)
-        self.receiver.on_too_long = lambda why: self.on_unreadable(why)
+        self.receiver = Receiver(
+            name, lease_ms, channel.plain_client(), prefix, channel.ageing_ms, lambda why: self.on_unreadable(why)
+        )
 
     def ack(self, delivery_tag: str) -> None:
         """The message need not be delivered again."""
