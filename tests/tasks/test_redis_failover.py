@@ -39,6 +39,9 @@ class Failover:
     def wait_for_new_master(self) -> None:
         with redis.Redis(port=self.replica.port) as connection:
             wait_until(lambda: connection.info("replication")["role"] == "master")
+        for port in self.sentinel_ports:  # each says so a moment later, and a new client believes the first it asks
+            with redis.Redis(port=port, decode_responses=True) as sentinel:
+                wait_until(lambda: sentinel.sentinel_get_master_addr_by_name(MASTER)[1] == self.replica.port)
 
 
 @pytest.fixture
