@@ -7,7 +7,7 @@ from tests.bench.system import main
 
 
 def test_streams_survive_the_death_of_their_engine(capsys: pytest.CaptureFixture[str], shallow_model: Path) -> None:
-    load = ["--streams=3", "--seconds=2", "--prompt-tokens=8", "--output-tokens=900", "--engine-rate=1000"]
+    load = ["--streams=3", "--seconds=4", "--prompt-tokens=8", "--output-tokens=900", "--engine-rate=1000"]
     assert main([str(shallow_model), "--device=cpu", *load, "--kill-after=1"]) == 0
     out = capsys.readouterr().out
     assert "3 streams were running, 3 of them completed with each token once" in out
