@@ -230,6 +230,8 @@ DEVICE void combine(const CombineParams& p) {
     const int num_used = USED ? USED : p.num_used;
     const int quads = p.width / 4, token = blockIdx.y, i = blockIdx.x * blockDim.x + threadIdx.x;
     const bool inside = i < quads;
+    // Of few tokens: blocks of the next kernel take the places of the experts' as soon as these end.
+    if (!p.routing_weights) start_next();
     // All but the results was there before the previous kernel began.
     acquire();
     float4* to = (float4*)(p.out + (i64)token * p.width) + i;

@@ -48,6 +48,7 @@ DEVICE void store_normed(const RouteParams& p, int token, int column, float4 n) 
 // those of experts has the shared expert's share, which is as `shared_expert_gate` makes it. Dynamic shared memory:
 // float [2][width].
 KERNEL __launch_bounds__(32 * NORM_PARTITIONS, 4) moe_logits(const __grid_constant__ RouteParams p) {
+    start_next();
     const int expert = blockIdx.x, token = blockIdx.y, partition = threadIdx.x / 32;
     const bool is_shared = expert == p.num_experts;
     float *own_weights = shared, *norm_weights = shared + p.norm.width;

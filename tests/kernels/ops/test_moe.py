@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from kernels.devices.cuda import CudaDevice
+from kernels.ops.decode_step import select_rows
+from kernels.ops.matmul import linear_residual, norm_linear
 from kernels.ops.moe import norm_moe_residual
+from kernels.runtime.device_array import DeviceArray
 from kernels.weights.parameters import Clamp, Geglu, RmsNorm
-from tests.kernels.conftest import Download, Upload
+from tests.kernels.conftest import Download, Empty, Upload
 from tests.kernels.ops.random_weights import random_weight, values_of
 from tests.kernels.ops.test_matmul import load, relative
 
@@ -147,3 +152,61 @@ def test_of_experts_with_equal_logits_the_lower_one_is_chosen_in_every_batch(
         norm_moe_residual(device.context, stream, norm, router, experts, None, out=stream)
         found[num_tokens] = download(stream)
     assert [n for n in found if not np.array_equal(found[n], found[64][:n])] == []
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 4])
+@pytest.mark.parametrize("name", ["MXFP4", "Q8_0", "Q4_K"])
+def test_layers_in_a_graph_have_the_bits_of_kernels_that_wait_for_each_other(
+    device: CudaDevice,
+    upload: Upload,
+    empty: Empty,
+    download: Download,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    num_tokens: int,
+) -> None:
+    """Blocks of a kernel begin while some before it are at work: they must not read too soon what these write."""
+    rng = np.random.default_rng(num_tokens)
+    # So wide that even of a single token the experts' results are summed by a kernel of its own.
+    num_experts, num_used, width, inner, num_layers = 8, 4, 2816, 768, 12
+    gate, up = (random_weight(name, (num_experts, inner, width), rng, bias=True) for _ in range(2))
+    down = random_weight(name, (num_experts, width, inner), rng, bias=True)
+    router_weight = random_weight("F32", (num_experts, width), rng, bias=True)
+    into, back = random_weight("Q8_0", (1280, width), rng), random_weight("Q8_0", (width, 1280), rng)
+    experts, router, first, last = load(
+        device,
+        lambda store: (
+            store.experts(gate, up, down),
+            store.router(router_weight, num_used),
+            store.projection([into]),
+            store.projection([back]),
+        ),
+    )
+    norm = RmsNorm(upload(rng.normal(1, 0.1, width).astype(np.float32)), 1e-5)
+    x, rows = upload(rng.normal(size=(num_tokens, width)).astype(np.float32)), upload(np.arange(num_tokens, dtype="i4"))
+    between, context = empty((num_tokens, 1280), np.float16), device.context
+
+    def layers() -> DeviceArray:
+        stream = select_rows(context, x, rows, width)
+        for _ in range(num_layers):
+            norm_linear(context, stream, norm, first, out=between)
+            linear_residual(context, between, last, out=stream)
+            norm_moe_residual(context, stream, norm, router, experts, CLAMP, out=stream)
+        return stream
+
+    launch = context.launch
+
+    def launch_alone(*launched: Any, **options: Any) -> None:
+        launch(*launched, **options)
+        device.synchronise()
+
+    with monkeypatch.context() as alone:
+        alone.setattr(context, "launch", launch_alone)
+        expected = download(layers())
+    assert np.isfinite(expected).all()
+    mark, streams = context.mark(), []
+    graph = device.capture(lambda: streams.append(layers()), "layers")
+    for _ in range(20):
+        graph.launch()
+        np.testing.assert_array_equal(download(streams[0]), expected)
+    context.release(mark)
