@@ -5,12 +5,13 @@ lead to stand behind them::
 
     class GatherParams(CudaStruct, source="moe/moe"):
         normed: Pointer  # [num_tokens, width] float16
-        rows: Pointer  # [num_pairs] int32
+        places: Pointer  # [num_tokens, num_used] int32
         out: Pointer  # [num_pairs, width] float16
         width: Int32
+        num_used: Int32
 
-    params = GatherParams(normed=normed.pointer, rows=rows.pointer, out=out.pointer, width=width)
-    context.launch("moe/moe", "moe_gather", num_pairs, 128, params)
+    params = GatherParams(normed=normed.pointer, places=places.pointer, out=out.pointer, width=width, num_used=num_used)
+    context.launch("moe/moe", "moe_gather", num_tokens, 128, params)
 
 At run time a declaration is a function of its fields. It gives plain `bytes`, padded as C++ pads them; every field must
 be given, and mypy, for which it is a class, knows their names and types.

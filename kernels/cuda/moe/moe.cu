@@ -13,8 +13,7 @@ struct TilesParams {
 struct PlanParams {
     const int* experts;         // [num_pairs] of each (token, rank)
     int* counts;                // [blocks, num_experts] of each block's pairs
-    int* rows;                  // [num_pairs] token of each pair, pairs sorted by expert
-    int* places;                // [num_pairs] where each pair went
+    int* places;                // [num_pairs] where each pair went, pairs sorted by expert
     TilesParams gate_up, down;  // in which they are multiplied; the latter null: in the same
     int num_pairs, num_experts, num_used;
 };
@@ -124,11 +123,7 @@ KERNEL __launch_bounds__(PLAN_THREADS) moe_plan(const __grid_constant__ PlanPara
     __syncthreads();
     if (threadIdx.x < 32) sum_before(starts, counts, p.num_experts);
     __syncthreads();
-    for_pairs(p, [&](int i, int pair, int expert) {
-        const int place = starts[expert] + before[expert] + ranks[i];
-        p.rows[place] = pair / p.num_used;
-        p.places[pair] = place;
-    });
+    for_pairs(p, [&](int i, int pair, int expert) { p.places[pair] = starts[expert] + before[expert] + ranks[i]; });
     if (blockIdx.x > 0) return;
     write_tiles(p.gate_up, starts, p.num_experts);
     if (p.down.tiles) write_tiles(p.down, starts, p.num_experts);
@@ -136,32 +131,43 @@ KERNEL __launch_bounds__(PLAN_THREADS) moe_plan(const __grid_constant__ PlanPara
 
 struct GatherParams {
     const u16* normed;  // [num_tokens, width]
-    const int* rows;    // [num_pairs] token of each pair, pairs sorted by expert
+    const int* places;  // [num_tokens, num_used] where each pair went, pairs sorted by expert
     u16* out;           // [num_pairs, width]
     int width;          // a multiple of 8
+    int num_used;
 };
 
-// Each block copies the row of one pair, some vectors of a thread at a time.
+// Each block copies the row of one token to the places of its pairs, some vectors of a thread at a time.
 KERNEL __launch_bounds__(128) moe_gather(const __grid_constant__ GatherParams p) {
-    constexpr int AT_ONCE = 4;
+    constexpr int AT_ONCE = 4, PLACES = 4;
     wait_for_previous();
-    const uint4* from = (const uint4*)(p.normed + (i64)p.rows[blockIdx.x] * p.width);
-    uint4* to = (uint4*)(p.out + (i64)blockIdx.x * p.width);
+    const uint4* from = (const uint4*)(p.normed + (i64)blockIdx.x * p.width);
+    const int* places = p.places + (i64)blockIdx.x * p.num_used;
     const int num_vectors = p.width / 8;
     for (int first = threadIdx.x; first < num_vectors; first += 128 * AT_ONCE) {
         uint4 vectors[AT_ONCE];
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++)
             if (first + 128 * i < num_vectors) vectors[i] = from[first + 128 * i];
+        for (int rank = 0; rank < p.num_used; rank += PLACES) {
+            int at[PLACES];
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++)
-            if (first + 128 * i < num_vectors) to[first + 128 * i] = vectors[i];
+            for (int j = 0; j < PLACES; j++) at[j] = places[min(rank + j, p.num_used - 1)];
+#pragma unroll
+            for (int j = 0; j < PLACES; j++) {
+                if (rank + j >= p.num_used) break;
+                uint4* to = (uint4*)(p.out + (i64)at[j] * p.width) + first;
+#pragma unroll
+                for (int i = 0; i < AT_ONCE; i++)
+                    if (first + 128 * i < num_vectors) to[128 * i] = vectors[i];
+            }
+        }
     }
 }
 
 struct SortParams {
-    PlanParams plan;      // `counts` and `rows` null
-    GatherParams gather;  // `rows` null
+    PlanParams plan;      // `counts` null
+    GatherParams gather;  // `places` null
 };
 
 // The plan and the rows of up to some thousand pairs: a warp has a pair, whose place is the number of those that come

@@ -45,8 +45,7 @@ class PlanParams(CudaStruct, source="moe/moe"):
 
     experts: Pointer  # [num_pairs] int32 of each (token, rank)
     counts: Pointer  # [blocks, num_experts] int32 of each block's pairs
-    rows: Pointer  # [num_pairs] int32: token of each pair, pairs sorted by expert
-    places: Pointer  # [num_pairs] int32: where each pair went
+    places: Pointer  # [num_pairs] int32: where each pair went, pairs sorted by expert
     gate_up: TilesParams
     down: TilesParams  # null: the same
     num_pairs: Int32
@@ -58,16 +57,17 @@ class GatherParams(CudaStruct, source="moe/moe"):
     """What moe_gather is given."""
 
     normed: Pointer  # [num_tokens, width] float16
-    rows: Pointer  # [num_pairs] int32: token of each pair, pairs sorted by expert
+    places: Pointer  # [num_tokens, num_used] int32: where each pair went, pairs sorted by expert
     out: Pointer  # [num_pairs, width] float16
     width: Int32
+    num_used: Int32
 
 
 class SortParams(CudaStruct, source="moe/moe"):
     """What moe_sort is given."""
 
-    plan: PlanParams  # `counts` and `rows` null
-    gather: GatherParams  # `rows` null
+    plan: PlanParams  # `counts` null
+    gather: GatherParams  # `places` null
 
 
 class ExpertPlan(NamedTuple):
@@ -95,7 +95,7 @@ def plan_rows(
 
     These are [pairs, H], each pair's the row of its token in ``normed`` [T, H] float16.
     """
-    num_pairs, width = chosen.size, normed.shape[1]
+    (num_tokens, num_used), num_pairs, width = chosen.shape, chosen.size, normed.shape[1]
 
     def tiles_of(size: int) -> ExpertTiles:
         max_tiles = min(num_experts, num_pairs) + num_pairs // size
@@ -104,36 +104,35 @@ def plan_rows(
     lists = {size: tiles_of(size) for size in sizes}
     plan = ExpertPlan(context.scratch((num_pairs,), np.int32), *(lists[size] for size in sizes))
     gathered = context.scratch((num_pairs, width), np.float16)
-    if num_pairs <= _SORTED_PAIRS:
-        params = SortParams(
-            plan=_plan_params(plan, chosen, num_experts),
-            gather=GatherParams(normed=normed.pointer, rows=0, out=gathered.pointer, width=width),
-        )
+    sorts = num_pairs <= _SORTED_PAIRS
+    gather = GatherParams(
+        normed=normed.pointer,
+        places=0 if sorts else plan.places.pointer,
+        out=gathered.pointer,
+        width=width,
+        num_used=num_used,
+    )
+    if sorts:
+        params = SortParams(plan=_plan_params(plan, chosen, num_experts), gather=gather)
         grid, shared_bytes = 1 + -(-num_pairs // (_SORT_THREADS // 32)), 4 * (num_pairs + 3 + 2 * (num_experts + 1))
         context.launch("moe/moe", "moe_sort", grid, _SORT_THREADS, params, shared_bytes=shared_bytes)
     else:
-        rows = context.scratch((num_pairs,), np.int32)
-        _plan_many(context, plan, chosen, num_experts, rows)
-        gather = GatherParams(normed=normed.pointer, rows=rows.pointer, out=gathered.pointer, width=width)
-        context.launch("moe/moe", "moe_gather", num_pairs, 128, gather)
+        _plan_many(context, plan, chosen, num_experts)
+        context.launch("moe/moe", "moe_gather", num_tokens, 128, gather)
     return plan, gathered
 
 
-def _plan_many(context: Context, plan: ExpertPlan, chosen: DeviceArray, num_experts: int, rows: DeviceArray) -> None:
-    """The plan of any number of pairs, with ``rows`` [pairs] int32: the token of each, sorted as they are."""
+def _plan_many(context: Context, plan: ExpertPlan, chosen: DeviceArray, num_experts: int) -> None:
+    """The plan of any number of pairs."""
     num_blocks = -(-chosen.size // _PLAN_PAIRS)
     counts = context.scratch((num_blocks, num_experts), np.int32)
-    params = _plan_params(plan, chosen, num_experts, counts, rows)
+    params = _plan_params(plan, chosen, num_experts, counts)
     context.launch("moe/moe", "moe_count", num_blocks, _PLAN_THREADS, params, shared_bytes=4 * num_experts)
     context.launch("moe/moe", "moe_plan", num_blocks, _PLAN_THREADS, params, shared_bytes=4 * 3 * (num_experts + 1))
 
 
 def _plan_params(
-    plan: ExpertPlan,
-    chosen: DeviceArray,
-    num_experts: int,
-    counts: DeviceArray | None = None,
-    rows: DeviceArray | None = None,
+    plan: ExpertPlan, chosen: DeviceArray, num_experts: int, counts: DeviceArray | None = None
 ) -> PlanParams:
     gate_up, *other = (
         TilesParams(tiles=tiles.entries.pointer, num_tiles=tiles.num_tiles.pointer, tile_pairs=tiles.size)
@@ -142,7 +141,6 @@ def _plan_params(
     return PlanParams(
         experts=chosen.pointer,
         counts=pointer_of(counts),
-        rows=pointer_of(rows),
         places=plan.places.pointer,
         gate_up=gate_up,
         down=other[0] if other else TilesParams(tiles=0, num_tiles=0, tile_pairs=0),

@@ -20,25 +20,28 @@ pytestmark = pytest.mark.gpu
 NUM_EXPERTS, NUM_USED = 40, 3
 
 
-def uneven_choice(num_tokens: int, rng: np.random.Generator) -> np.ndarray:
+def uneven_choice(num_tokens: int, rng: np.random.Generator, num_used: int = NUM_USED) -> np.ndarray:
     """Experts for each token: the first ones often, the last one never."""
     preferences = rng.normal(size=(num_tokens, NUM_EXPERTS)) - np.arange(NUM_EXPERTS) / 10
     preferences[:, -1] = -np.inf
-    return np.argsort(-preferences, axis=1)[:, :NUM_USED].astype(np.int32)
+    return np.argsort(-preferences, axis=1)[:, :num_used].astype(np.int32)
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("num_tokens", [5, 64, 1000, 2000])
+@pytest.mark.parametrize(
+    ("num_tokens", "num_used", "width"),
+    [(5, 3, 2336), (64, 3, 2336), (1000, 3, 2336), (2000, 3, 2336), (600, 9, 4616), (4097, 1, 256)],
+)
 def test_every_pair_is_in_one_tile_of_its_expert_and_has_the_row_of_its_token(
-    device: CudaDevice, upload: Upload, download: Download, num_tokens: int
+    device: CudaDevice, upload: Upload, download: Download, num_tokens: int, num_used: int, width: int
 ) -> None:
-    """Up to 4,096 pairs are sorted by one kernel, more by others."""
+    """Up to 4,096 pairs are sorted by one kernel, more by others; their rows may be too short for all of a block."""
     rng = np.random.default_rng(num_tokens)
-    chosen, x = uneven_choice(num_tokens, rng), rng.normal(size=(num_tokens, 2336)).astype(np.float16)
+    chosen, x = uneven_choice(num_tokens, rng, num_used), rng.normal(size=(num_tokens, width)).astype(np.float16)
     plan, rows = plan_rows(device.context, upload(chosen), upload(x), NUM_EXPERTS, (16, 96))
     places = download(plan.places)
     assert sorted(places) == list(range(chosen.size))
-    assert np.array_equal(download(rows)[places], np.repeat(x, NUM_USED, axis=0))
+    assert np.array_equal(download(rows)[places], np.repeat(x, num_used, axis=0))
     expert_at = np.empty(chosen.size, np.int32)
     expert_at[places] = chosen.ravel()
     for tiles in (plan.gate_up, plan.down):
