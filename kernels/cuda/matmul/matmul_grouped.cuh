@@ -25,34 +25,33 @@ struct Ring : GroupedRing<FORMAT, SIZE, HAS_PARTITIONS> {
     static_assert(T::stages >= 2, "a stage is filled while another one is read");
 };
 
+struct Tile {
+    int4 entry;     // of the list
+    int row_block;  // of 64 * GROUPS outputs
+};
+
 // The tiles of a block, one after the other. They come by their size: whoever has the largest of a round of all blocks
 // has the smallest of the next one.
 struct Tiles {
     const TiledParams& p;
-    int row_blocks, num_work, round = 0, index, row_block;
-    int4 entry, next;
+    int row_blocks, num_work, round = 0;
+    Tile own, next;  // where there is no next one: a part of the first expert, which does no harm
 
     DEVICE explicit Tiles(const TiledParams& p)
         : p(p), row_blocks((p.matrix.num_rows + 64 * GROUPS - 1) / (64 * GROUPS)), num_work(*p.num_tiles * row_blocks) {
-        next = at(index_of(0));
-        begin();
+        own = at(index_of(0)), next = at(index_of(1));
     }
-    DEVICE bool has_one() const { return index < num_work; }
+    DEVICE bool has_one() const { return index_of(round) < num_work; }
     DEVICE void advance() {
         round++;
-        begin();
+        own = next, next = at(index_of(round + 1));
     }
 
    private:
     DEVICE int index_of(int round) const {
         return round * gridDim.x + (round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
     }
-    DEVICE int4 at(int i) const { return i < num_work ? p.tiles[i / row_blocks] : int4{}; }
-    DEVICE void begin() {
-        index = index_of(round);
-        entry = next, row_block = index % row_blocks;
-        next = at(index_of(round + 1));
-    }
+    DEVICE Tile at(int i) const { return {i < num_work ? p.tiles[i / row_blocks] : int4{}, i % row_blocks}; }
 };
 
 // ---- copying
@@ -65,12 +64,13 @@ DEVICE void copy_tiles(const GroupedParams& t, u32 shared, int copier) {
     const MatrixParams& matrix = t.tiled.matrix;
     RingPlace place;
     for (Tiles tiles(t.tiled); tiles.has_one(); tiles.advance()) {
-        const int number = max(tiles.entry.z - 1, R::least - 1) / R::step, box_bytes = (number + 1) * R::step * 128;
+        const int4 entry = tiles.own.entry;
+        const int number = max(entry.z - 1, R::least - 1) / R::step, box_bytes = (number + 1) * R::step * 128;
         const u8* x_map = t.x_maps + 128 * number;
-        const int row_block = GROUPS * tiles.row_block + COPIED_GROUPS * copier;
+        const int row_block = GROUPS * tiles.own.row_block + COPIED_GROUPS * copier;
         const int num_blocks = min(COPIED_GROUPS, (matrix.num_rows + 63) / 64 - row_block);  // may be none
         const i64 block_stride = (i64)matrix.num_units * R::unit_bytes;
-        const u8* weights = matrix.packed + tiles.entry.x * matrix.expert_bytes + row_block * block_stride;
+        const u8* weights = matrix.packed + entry.x * matrix.expert_bytes + row_block * block_stride;
         for (int partition = 0, unit = 0; partition < matrix.num_partitions; partition++) {
             const int end = partition_start(partition + 1, matrix);
             int count = (end - unit) % R::units ? 1 : R::units;
@@ -84,7 +84,7 @@ DEVICE void copy_tiles(const GroupedParams& t, u32 shared, int copier) {
                     for (int i = 0; i < R::chunks; i++)
                         if (i < count * R::L::chunks)
                             copy_box(shared + place.stage * R::x_bytes + i * R::box_bytes, x_map,
-                                     (unit * R::L::chunks + i) * 64, tiles.entry.y, full);
+                                     (unit * R::L::chunks + i) * 64, entry.y, full);
                 } else {
                     barrier_arrive_expecting(full, max(num_blocks, 0) * count * R::unit_bytes);
 #pragma unroll
@@ -112,6 +112,13 @@ DEVICE float4 load_quad(u32 address) {
     return v;
 }
 
+// What the sums of a thread's two rows of a tile need.
+struct TileRows {
+    OutputRow row[2];
+
+    DEVICE RowBase base() const { return {{row[0].exponent, row[1].exponent}}; }
+};
+
 struct TileStore {
     const TiledParams& p;
     u32 buffers;  // `store_bytes`
@@ -119,14 +126,15 @@ struct TileStore {
 
     // Gated activations are made where both their sums are; 32 tokens at a time.
     template <int KIND, int WIDTH>
-    DEVICE void store_gated(const int4& entry, int first_row, const Accumulators<WIDTH>& sums) const {
+    DEVICE void store_gated(const int4& entry, int first_row, const TileRows& rows,
+                            const Accumulators<WIDTH>& sums) const {
         constexpr int stride = 32 * 2 + 16;  // bytes of a token: no bank conflicts
         constexpr bool is_twice = 2 * 32 * stride <= Ring::store_bytes;
         static_assert(32 * stride <= Ring::store_bytes, "32 tokens");
         const Epilogue epilogue(p.output, KIND);
         const int thread = threadIdx.x % WARPGROUP, warp = thread / 32, lane = thread % 32;
-        const int row = first_row + warp * 16 + lane / 4, part = thread % 4;
-        const OutputRow gate(p.matrix, entry.x, row), up(p.matrix, entry.x, row + 8);
+        const int part = thread % 4;
+        const OutputRow &gate = rows.row[0], &up = rows.row[1];
         const bool exists = first_row + 16 * part < p.matrix.num_rows;
         u16* out = (u16*)p.output.out + epilogue.index(entry.y, first_row) + 8 * part;
 #pragma unroll
@@ -150,17 +158,16 @@ struct TileStore {
                         load_quad(buffer + thread / 4 * stride + part * 16);
             }
     }
-    // Sums as they are.
+    // Sums as they are, with scale and bias.
     template <int WIDTH>
-    DEVICE void store_floats(const int4& entry, int first_row, const Accumulators<WIDTH>& sums) const {
+    DEVICE void store_floats(const int4& entry, int first_row, const TileRows& rows,
+                             const Accumulators<WIDTH>& sums) const {
         constexpr int stride = (64 + 4) * 4;  // bytes of a token: no bank conflicts
         constexpr int parts = Ring::store_tokens / 8;
         static_assert(2 * 8 * parts * stride <= Ring::store_bytes, "twice");
         const Epilogue epilogue(p.output, STORE_FLOAT);
         const int thread = threadIdx.x % WARPGROUP, warp = thread / 32, lane = thread % 32;
         const int row = first_row + thread % 16 * 4, own = thread / 16;
-        const OutputRow rows[4] = {OutputRow(p.matrix, entry.x, row), OutputRow(p.matrix, entry.x, row + 1),
-                                   OutputRow(p.matrix, entry.x, row + 2), OutputRow(p.matrix, entry.x, row + 3)};
         const bool exists = row < p.matrix.num_rows;
         float* out = (float*)p.output.out + epilogue.index(entry.y, row);
         const u32 to = buffers + 2 * (lane % 4) * stride + (warp * 16 + lane / 4) * 4;
@@ -176,28 +183,25 @@ struct TileStore {
                     for (int i = 0; i < 4; i++)
                         asm volatile("st.shared.f32 [%0], %1;"
                                      :
-                                     : "r"(to + buffer + (8 * j + i % 2) * stride + i / 2 * 32), "f"(sums.d[n + j][i])
+                                     : "r"(to + buffer + (8 * j + i % 2) * stride + i / 2 * 32),
+                                       "f"(epilogue.value(rows.row[i / 2].of(sums.d[n + j][i]), 0.0f, NO_RESIDUAL))
                                      : "memory");
                 synchronise(barrier, WARPGROUP);
 #pragma unroll
                 for (int j = 0; j < parts; j++) {
-                    float4 v = load_quad(from + buffer + 8 * j * stride);
-                    v.x = epilogue.value(rows[0].of(v.x), 0.0f, NO_RESIDUAL),
-                    v.y = epilogue.value(rows[1].of(v.y), 0.0f, NO_RESIDUAL);
-                    v.z = epilogue.value(rows[2].of(v.z), 0.0f, NO_RESIDUAL),
-                    v.w = epilogue.value(rows[3].of(v.w), 0.0f, NO_RESIDUAL);
+                    const float4 v = load_quad(from + buffer + 8 * j * stride);
                     const int token = 8 * (n + j) + own;
                     if (exists && token < entry.z) *(float4*)(out + (i64)token * p.output.stride) = v;
                 }
             }
     }
     template <int WIDTH>
-    DEVICE void store(const int4& entry, int first_row, const Accumulators<WIDTH>& sums) const {
+    DEVICE void store(const int4& entry, int first_row, const TileRows& rows, const Accumulators<WIDTH>& sums) const {
         const int kind = p.output.epilogue;
-        if (kind == SWIGLU) store_gated<SWIGLU>(entry, first_row, sums);
-        if (kind == CLAMPED_SWIGLU) store_gated<CLAMPED_SWIGLU>(entry, first_row, sums);
-        if (kind == GEGLU) store_gated<GEGLU>(entry, first_row, sums);
-        if (kind == STORE_FLOAT) store_floats(entry, first_row, sums);
+        if (kind == SWIGLU) store_gated<SWIGLU>(entry, first_row, rows, sums);
+        if (kind == CLAMPED_SWIGLU) store_gated<CLAMPED_SWIGLU>(entry, first_row, rows, sums);
+        if (kind == GEGLU) store_gated<GEGLU>(entry, first_row, rows, sums);
+        if (kind == STORE_FLOAT) store_floats(entry, first_row, rows, sums);
     }
 };
 
@@ -213,6 +217,7 @@ struct Multiplier {
     int warpgroup, warp, lane;
     u64 x_descriptor;  // of the first stage
     RingPlace place;
+    TileRows rows;  // of the tile, which come while the one before is stored
 
     // All lanes have read the stage of `barrier`; 0: there is none. Not by a branch, for which the compiler would not
     // let products run on.
@@ -260,9 +265,16 @@ struct Multiplier {
         if (!is_last) load_first(raw);
         previous = shared + R::empty_at + 8 * stage;
     }
+    DEVICE int first_row(const Tile& tile) const { return (tile.row_block * GROUPS + warpgroup) * 64; }
+    DEVICE void find_rows(const Tile& tile) {
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            rows.row[i] = OutputRow(matrix, tile.entry.x, first_row(tile) + warp * 16 + lane / 4 + 8 * i);
+    }
     template <int WIDTH>
-    DEVICE void multiply_tile(const int4& entry, int row_block) {
-        const RowBase base = row_base(matrix, entry.x, (row_block * GROUPS + warpgroup) * 4 + warp, lane);
+    DEVICE void multiply_tile(const Tiles& tiles) {
+        const TileRows own = rows;
+        const RowBase base = own.base();
         Accumulators<WIDTH> acc;
         Accumulators<HAS_PARTITIONS ? WIDTH : 8> total;
         acc.clear(), total.clear();
@@ -290,20 +302,29 @@ struct Multiplier {
             }
         }
         release(previous);
-        const int first_row = (row_block * GROUPS + warpgroup) * 64;
+        find_rows(tiles.next);
+        const int row = first_row(tiles.own);
         if constexpr (HAS_PARTITIONS)
-            store.store(entry, first_row, total);
+            store.store(tiles.own.entry, row, own, total);
         else
-            store.store(entry, first_row, acc);
+            store.store(tiles.own.entry, row, own, acc);
     }
     template <int WIDTH>
-    DEVICE void multiply_as_wide(const int4& entry, int row_block) {
+    DEVICE void multiply_as_wide(const Tiles& tiles) {
         if constexpr (WIDTH < SIZE)
-            if (entry.z > WIDTH) return multiply_as_wide<WIDTH + R::step>(entry, row_block);
-        multiply_tile<WIDTH>(entry, row_block);
+            if (tiles.own.entry.z > WIDTH) return multiply_as_wide<WIDTH + R::step>(tiles);
+        multiply_tile<WIDTH>(tiles);
     }
-    DEVICE void multiply(const TiledParams& p) {
-        for (Tiles tiles(p); tiles.has_one(); tiles.advance()) multiply_as_wide<R::least>(tiles.entry, tiles.row_block);
+    // Where the list of tiles was there before the previous kernel began, what it says does not wait for x.
+    DEVICE void multiply(const GroupedParams& t) {
+        if (t.follows_plan)
+            wait_for_previous();
+        else
+            acquire();
+        Tiles tiles(t.tiled);
+        find_rows(tiles.own);
+        if (!t.follows_plan) wait_for_previous();
+        for (; tiles.has_one(); tiles.advance()) multiply_as_wide<R::least>(tiles);
     }
 };
 
@@ -325,12 +346,11 @@ KERNEL __launch_bounds__((1 + GROUPS) * WARPGROUP, Ring::blocks)
         copy_tiles(t, shared, warp == COPIERS ? X : warp);
     } else {
         take_registers<R::registers>();
-        wait_for_previous();
         const int own = warpgroup - 1;
         const TileStore store{t.tiled, shared + R::stores_at + own * R::store_bytes, STORE_BARRIERS + own};
         const u32 weights = shared + R::weights_at + own * R::block_bytes + warp * Layout<FORMAT>::unit_bytes;
         Multiplier multiplier{t.tiled.matrix,           store, shared, weights, own, warp, (int)threadIdx.x % 32,
                               wgmma_descriptor(shared), {}};
-        multiplier.multiply(t.tiled);
+        multiplier.multiply(t);
     }
 }
