@@ -183,9 +183,12 @@ KERNEL __launch_bounds__(SORT_THREADS, 2) moe_sort(const __grid_constant__ SortP
     wait_for_previous();
     const uint4* from = (const uint4*)(p.gather.normed + (i64)(pair / p.plan.num_used) * p.gather.width);
     uint4 vectors[AT_ONCE];
+    auto load = [&](int first) {
 #pragma unroll
-    for (int i = 0; i < AT_ONCE; i++)
-        if (lane + 32 * i < num_vectors) vectors[i] = from[lane + 32 * i];
+        for (int i = 0; i < AT_ONCE; i++)
+            if (first + 32 * i < num_vectors) vectors[i] = from[first + 32 * i];
+    };
+    load(lane);
     for (int i = threadIdx.x; i < num_keys; i += SORT_THREADS)
         keys[i] = i < num_pairs ? (u32)p.plan.experts[i] << 16 | i : 0xFFFFFFFFu;
     int *counts = (int*)(keys + num_keys), *starts = counts + num_experts + 1;
@@ -211,10 +214,13 @@ KERNEL __launch_bounds__(SORT_THREADS, 2) moe_sort(const __grid_constant__ SortP
     place = __reduce_add_sync(ALL_LANES, place);
     if (lane == 0) p.plan.places[pair] = place;
     uint4* to = (uint4*)(p.gather.out + (i64)place * p.gather.width);
+    for (int first = lane;;) {
 #pragma unroll
-    for (int i = 0; i < AT_ONCE; i++)
-        if (lane + 32 * i < num_vectors) to[lane + 32 * i] = vectors[i];
-    for (int i = lane + 32 * AT_ONCE; i < num_vectors; i += 32) to[i] = from[i];
+        for (int i = 0; i < AT_ONCE; i++)
+            if (first + 32 * i < num_vectors) to[first + 32 * i] = vectors[i];
+        if ((first += 32 * AT_ONCE) >= num_vectors) break;
+        load(first);
+    }
 }
 
 struct CombineParams {
