@@ -244,7 +244,8 @@ struct Multiplier {
                                bool is_last) {
         const u32 stage = place.stage;
         const u64 descriptor = x_descriptor + stage * (R::x_bytes / 16);
-        u32 a[2][4];  // while a step's products run, the next one is dequantised
+        u32 a[2][4];       // while a step's products run, the next one is dequantised
+        Raw<FORMAT> next;  // the stage's next chunk, which is loaded while this one's products run
         place.advance(R::stages);
 #pragma unroll
         for (int chunk = 0; chunk < COUNT; chunk++) {
@@ -255,12 +256,13 @@ struct Multiplier {
 #pragma unroll
                 for (int i = 0; i < L::code_words; i++) compute_now(raw.code[i]);  // not before
                 if (chunk == 0 && step == 1) release(previous);
+                if (chunk + 1 < COUNT && step == 1) load(next, stage, chunk + 1);
                 fragment_of<FORMAT>(raw, scales, step, a[step % 2]);
                 wgmma_fence();
                 wgmma_64(acc.d, a[step % 2], descriptor + chunk * (R::box_bytes / 16) + 2 * step);
                 wgmma_commit();
             }
-            if (chunk + 1 < COUNT) load(raw, stage, chunk + 1);
+            if (chunk + 1 < COUNT) raw = next;
         }
         if (!is_last) load_first(raw);
         previous = shared + R::empty_at + 8 * stage;
