@@ -27,6 +27,18 @@ DEVICE void barrier_wait(u32 barrier, int phase) {
             : "memory");
     } while (!done);
 }
+// Whether `barrier_wait` would not wait.
+DEVICE bool barrier_is_done(u32 barrier, int phase) {
+    u32 done;
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(done)
+        : "r"(barrier), "r"(phase)
+        : "memory");
+    return done;
+}
 
 // Named barriers, which `threads` of a block reach, whole warps of them: those that arrive do not wait for the others.
 DEVICE void synchronise(int barrier, int threads) {

@@ -245,7 +245,8 @@ struct Multiplier {
         const u32 stage = place.stage;
         const u64 descriptor = x_descriptor + stage * (R::x_bytes / 16);
         u32 a[2][4];       // while a step's products run, the next one is dequantised
-        Raw<FORMAT> next;  // the stage's next chunk, which is loaded while this one's products run
+        Raw<FORMAT> next;  // the next chunk, which is loaded while this one's products run
+        bool is_ready = true;
         place.advance(R::stages);
 #pragma unroll
         for (int chunk = 0; chunk < COUNT; chunk++) {
@@ -257,14 +258,19 @@ struct Multiplier {
                 for (int i = 0; i < L::code_words; i++) compute_now(raw.code[i]);  // not before
                 if (chunk == 0 && step == 1) release(previous);
                 if (chunk + 1 < COUNT && step == 1) load(next, stage, chunk + 1);
+                // Of the next stage, if it is there, as it mostly is. The load names a place by the answer, so that it
+                // is made behind it: a load that follows the question alone may be made before the copy has ended.
+                if (chunk + 1 == COUNT && step == 1)
+                    is_ready = barrier_is_done(shared + R::full_at + 8 * place.stage, place.phase);
+                if (chunk + 1 == COUNT && step == 2) load(next, is_ready ? place.stage : stage, 0);
                 fragment_of<FORMAT>(raw, scales, step, a[step % 2]);
                 wgmma_fence();
                 wgmma_64(acc.d, a[step % 2], descriptor + chunk * (R::box_bytes / 16) + 2 * step);
                 wgmma_commit();
             }
-            if (chunk + 1 < COUNT) raw = next;
+            raw = next;
         }
-        if (!is_last) load_first(raw);
+        if (!is_ready && !is_last) load_first(raw);
         previous = shared + R::empty_at + 8 * stage;
     }
     DEVICE int first_row(const Tile& tile) const { return (tile.row_block * GROUPS + warpgroup) * 64; }
