@@ -36,16 +36,18 @@ class GroupedSize(NamedTuple):
 
 _MXFP4_SIZES = {
     64: GroupedSize(step=16, least=16, blocks=1, groups=4, chunks=2),
-    160: GroupedSize(step=32, least=32, blocks=1, groups=2, chunks=1),
+    96: GroupedSize(step=16, least=16, blocks=1, groups=3, chunks=2),
+    160: GroupedSize(step=32, least=32, blocks=1, groups=2, chunks=2),
     256: GroupedSize(step=32, least=64, blocks=1, groups=2, chunks=1),
 }
 """By the tokens of a tile."""
 _MXFP4_SUMMED_SIZES = {
     64: GroupedSize(step=16, least=16, blocks=2, groups=2, chunks=2),
-    160: GroupedSize(step=32, least=32, blocks=1, groups=2, chunks=1),
+    96: GroupedSize(step=16, least=16, blocks=1, groups=3, chunks=2),
+    160: GroupedSize(step=32, least=32, blocks=1, groups=2, chunks=2),
 }
 """The same of matrices of several partitions."""
-_MXFP4_MOST_TOKENS = {64: 40, 160: 192, 256: math.inf}
+_MXFP4_MOST_TOKENS = {64: 24, 96: 96, 160: 192, 256: math.inf}
 """That experts have on average. It was measured with GPT-OSS's experts on an H200, unevenly chosen."""
 _K_SIZES = {
     16: GroupedSize(step=16, least=16, blocks=2, groups=2, chunks=4),
@@ -55,8 +57,9 @@ LEAST_TOKENS = 8
 """Of an expert on average: for fewer, matmul_tiled_N takes less time."""
 
 _SOURCE = "matmul/matmul_grouped"
-_REGISTERS = {(1, 2): 240, (1, 4): 112, (2, 2): 104}  # of a thread that multiplies, by blocks of an SM and groups
-_STORE_TOKENS = {2: 16, 4: 8}  # whose float32 outputs a group stores together, by the groups of an SM
+_REGISTERS = {(1, 2): 240, (1, 3): 160, (1, 4): 112, (2, 2): 104}
+"""Of a thread that multiplies, by blocks of an SM and groups."""
+_STORE_TOKENS = {2: 16, 3: 8, 4: 8}  # whose float32 outputs a group stores together, by the groups of an SM
 _SM_BYTES = 226 * 1024
 _BARRIER_BYTES = 256
 _MOST_STAGES = 12
