@@ -57,7 +57,8 @@ def small_batch_shape(
     partitions = matrix.num_partitions
     sms = max(1, gpu.num_sms // num_products)
     tiles = -(-matrix.num_tiles // sms)
-    rounds = -(-tiles // max(1, matrix.format.block_warps // partitions))
+    most_warps = matrix.format.block_warps if num_products == 1 else matrix.format.routed_block_warps
+    rounds = -(-tiles // max(1, most_warps // partitions))
     for at_once in range(-(-tiles // rounds), 0, -1):
         num_warps = at_once * partitions
         if num_tokens == 1:

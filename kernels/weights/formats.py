@@ -132,6 +132,11 @@ class Format:
         return 24 if self.is_streamed and self.streamed_chunks == 2 else 20
 
     @cached_property
+    def routed_block_warps(self) -> int:
+        """The same of matmul_gemv_routed. Its warps have but few units each: more of them take less time."""
+        return 24 if self.streamed_places == 1 and self.is_streamed and self.code_bits == 4 else self.block_warps
+
+    @cached_property
     def low_bits(self) -> int:
         """Bits of a code that lie together with others': the low ones, if it has no whole bytes."""
         return self.code_bits if self.code_bits >= 8 else 4 if self.code_bits >= 4 else 2
@@ -251,23 +256,18 @@ WIDEST = FORMATS["Q8_0"]
 
 _SHARED_TRAITS = (
     *("block_elements", "block_bytes", "codes", "code_bits", "low_bits", "zero", "scaling", "has_row_base"),
-    *("is_streamed", "block_warps", "narrow_warps", "streamed_chunks", "streamed_places"),
+    *("is_streamed", "block_warps", "narrow_warps", "routed_block_warps", "streamed_chunks", "streamed_places"),
     *("code_bytes", "high_bytes", "unit_bytes", "units_per_copy"),
 )
 """What the kernels call by the same name."""
+_OF_BLOCK = "codes_at", "high_at", "signs_at", "scales_at", "super_at"
 
 
 def _traits(format_: Format) -> dict[str, int | Enum]:
-    return {name: getattr(format_, name) for name in _SHARED_TRAITS} | {
-        "block_codes_at": format_.codes_at,
-        "block_high_at": format_.high_at,
-        "block_signs_at": format_.signs_at,
-        "block_scales_at": format_.scales_at,
-        "block_super_at": format_.super_at,
-        "chunks": format_.unit_chunks,
-        "scale_bytes": format_.scaling.scale_bytes,
-        "super_bytes": format_.scaling.super_bytes,
-    }
+    traits = {name: getattr(format_, name) for name in _SHARED_TRAITS}
+    traits |= {f"block_{name}": getattr(format_, name) for name in _OF_BLOCK}
+    traits |= {"scale_bytes": format_.scaling.scale_bytes, "super_bytes": format_.scaling.super_bytes}
+    return traits | {"chunks": format_.unit_chunks}
 
 
 def _grid_traits(grid: Grid) -> dict[str, int]:

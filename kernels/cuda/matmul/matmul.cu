@@ -18,7 +18,8 @@ KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS, 1) matmul_gemv_normed(const __gri
 }
 
 // Grid: blocks, ranks, tokens.
-KERNEL __launch_bounds__(32 * MAX_BLOCK_WARPS, 1) matmul_gemv_routed(const __grid_constant__ SmallBatchParams p) {
+KERNEL __launch_bounds__(32 * Layout<FORMAT>::routed_block_warps, 1)
+    matmul_gemv_routed(const __grid_constant__ SmallBatchParams p) {
     matmul_gemv<GEMV_ROUTED>(p);
 }
 
