@@ -257,6 +257,10 @@ DEVICE float load_relaxed(const float* from) { return __int_as_float(load_relaxe
 // one reads. The next kernel starts once all blocks have called it, so that at most two kernels run at once: by then
 // all but the previous kernel is done, and the next one prepares itself while this one works. (Starting the next one
 // earlier was slower: blocks that wait take the room of those that would work.)
+//
+// A kernel that has few blocks, and less to do than the way to the next one's start takes, may call `start_next` when
+// it begins. The next one must then wait before it reads or writes anything that kernels write: more than the previous
+// one may still be at work. Where that one has waited all are done, as each has waited for the one before it.
 
 DEVICE void start_next() {
 #if __CUDA_ARCH__ >= 900
