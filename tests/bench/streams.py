@@ -6,7 +6,7 @@ import asyncio
 import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
@@ -83,9 +83,9 @@ class Seen:
         times = [round(after_s * PER_S), *sorted(each for each in self.arrivals if each > after_s * PER_S)]
         return float(max(np.diff(times), default=0)) / PER_S
 
-    def running_at(self, time_s: float) -> list[Stream]:
-        """The streams that had tokens, but not all of them."""
-        return [stream for stream in self.streams if 0 < stream.first_s <= time_s < stream.end_s]
+    def of_jobs(self, job_ids: Set[str]) -> list[Stream]:
+        """The streams of those jobs that are among them."""
+        return [stream for stream in self.streams if stream.job_id in job_ids]
 
 
 def check_events(events: Iterable[Event], num_tokens: int) -> str:

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,12 +47,14 @@ RAMP_SHARE = 0.2
 
 @dataclass(slots=True)
 class Course:
-    """What happened beside the streams: ``looked_at_s`` seconds after the load began their logs were of interest, as an
-    engine was killed or the time was over; how long the engine was ``away_s``, what the token logs took of Redis, and
-    how many processor cores each kind of process kept busy in the time that counts; not the engine if one was killed.
+    """What happened beside the streams: which jobs were ``running`` when an engine was killed or the time was over,
+    ``looked_at_s`` seconds after the load began; how long the engine was ``away_s``, what the token logs took of Redis,
+    and how many processor cores each kind of process kept busy in the time that counts (not the engine if one was
+    killed).
     """
 
     looked_at_s: float
+    running: Set[str] = frozenset()
     away_s: float = 0.0
     log_bytes_per_token: float = 0.0
     cores: dict[str, float] = field(default_factory=dict)
@@ -92,7 +94,7 @@ def measure(arguments: argparse.Namespace) -> tuple[Seen, list[str], Course]:
         parts = run_clients(pool, load, num_streams)
         course = _watch(workers, server, load, arguments.streams * len(devices), arguments.kill_after)
         seen = Seen.of(part.result() for part in parts)
-        log_problems = check_logs(server.url, seen.running_at(course.looked_at_s), arguments.output_tokens)
+        log_problems = check_logs(server.url, seen.of_jobs(course.running), arguments.output_tokens)
         whole = [stream for stream in seen.streams if not stream.problem][-num_streams:]
         course.log_bytes_per_token = log_bytes(server.url, whole) / max(1, len(whole) * arguments.output_tokens)
         return seen, seen.problems + log_problems, course
@@ -116,24 +118,27 @@ def _watch(
     start, before = time.monotonic(), {name: _cpu_s(each) for name, each in pids.items()}
     if kill_after is not None:
         wait_until(kill_after)
-        while _num_running(server) < num_sequences and time.monotonic() < load.begin + load.seconds:
+        while len(_running(server)) < num_sequences and time.monotonic() < load.begin + load.seconds:
             time.sleep(0.01)
+        course.running = _running(server)
         workers[0].kill_engine()
         killed = time.monotonic()
         course.looked_at_s = killed - load.begin
         workers[0].wait_for("ready", 2)
         course.away_s = time.monotonic() - killed
     wait_until(load.seconds)
+    if kill_after is None:
+        course.running = _running(server)
     for name, each in pids.items():
         course.cores[name] = (_cpu_s(each) - before[name]) / (time.monotonic() - start)
     return course
 
 
-def _num_running(server: RedisServer) -> int:
+def _running(server: RedisServer) -> set[str]:
     """Jobs with tokens in their logs, behind the event that they started."""
     with redis.Redis.from_url(server.url) as connection:
-        running = connection.zrange(schema.RUNNING, 0, -1)
-        return sum(connection.xlen(schema.log_key(job_id.decode())) > 1 for job_id in running)
+        running = [job_id.decode() for job_id in connection.zrange(schema.RUNNING, 0, -1)]
+        return {job_id for job_id in running if connection.xlen(schema.log_key(job_id)) > 1}
 
 
 def _cpu_s(pids: Sequence[int]) -> float:
@@ -218,7 +223,7 @@ def main(argv: Sequence[str]) -> int:
     cores = ", ".join(f"{name} {num_cores:.2f}" for name, num_cores in course.cores.items())
     print(f"\nprocessor cores kept busy: {cores}; a token took {course.log_bytes_per_token:.1f} bytes of Redis")
     if arguments.kill_after is not None:
-        running = seen.running_at(course.looked_at_s)
+        running = seen.of_jobs(course.running)
         num_whole = sum(not stream.problem for stream in running)
         print(
             f"\nkilled at {course.looked_at_s:.1f} s: {len(running)} streams were running, {num_whole} of them "

@@ -29,11 +29,11 @@ def test_each_index_is_wanted_once_and_in_order_and_then_one_end(events: list[Ev
     assert check_events(events, 3) == problem
 
 
-def test_rate_silence_and_who_was_running_come_from_arrivals_in_all_processes() -> None:
+def test_rate_and_silence_come_from_arrivals_in_all_processes_and_streams_are_found_by_job() -> None:
     one = Seen([Stream("a", 0.0, 0.1, 2.0)], Counter({10: 4, 50: 4, 150: 4}))
     other = Seen([Stream("b", 1.0, 1.4, 2.0), Stream("c", 0.5)], Counter({50: 2, 140: 6}))
     seen = Seen.of([one, other])
     assert seen.tokens_per_s(0.0, 1.0) == 10
     assert seen.tokens_per_s(0.5, 1.5) == 12
     assert seen.silence_s(0.45) == pytest.approx(0.9)
-    assert [stream.job_id for stream in seen.running_at(1.2)] == ["a"]
+    assert [stream.job_id for stream in seen.of_jobs({"a", "c", "of others"})] == ["a", "c"]
