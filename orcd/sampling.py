@@ -126,6 +126,21 @@ class EngineSampling(msgspec.Struct, frozen=True):
     prompt_logprobs: int | None = None
 
 
+ENGINE_LIMITS = frozenset({"seed", "stop_token_ids", "bad_words"})
+"""Of these an engine has limits of its own: a seed may have all 64 bits there, the model's own end tokens are among the
+ids, and words are ids."""
+
+_EngineFields = prepared(
+    msgspec.defstruct(
+        "_EngineFields",
+        [
+            (name, hint)
+            for name, hint in get_type_hints(SamplingFields, include_extras=True).items()
+            if name in EngineSampling.__struct_fields__ and name not in ENGINE_LIMITS
+        ],
+    )
+)
+
 Fields = TypeVar("Fields", bound=SamplingFields)
 
 
@@ -138,12 +153,25 @@ def convert(fields: Any, kind: type[Fields]) -> Fields:
         converted = msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise _refusal(error, kind.__struct_fields__) from None
-    for name in _FLOATS:
-        if not math.isfinite(getattr(converted, name)):  # NaN is within all limits
-            raise InvalidRequest(f"{name}: must be a finite number")
-    if not all(math.isfinite(bias) for bias in converted.logit_bias.values()):
-        raise InvalidRequest("logit_bias: every bias must be a finite number")
+    _check_finite(converted)
     return converted
+
+
+def check(sampling: EngineSampling) -> None:
+    """Check what an engine is told against the same limits, but for `ENGINE_LIMITS`; raises as `convert` does."""
+    try:
+        converted = msgspec.convert(sampling, _EngineFields, from_attributes=True)
+    except msgspec.ValidationError as error:
+        raise _refusal(error, _EngineFields.__struct_fields__) from None
+    _check_finite(converted)
+
+
+def _check_finite(fields: Any) -> None:
+    for name in _FLOATS:
+        if not math.isfinite(getattr(fields, name)):  # NaN is within all limits
+            raise InvalidRequest(f"{name}: must be a finite number")
+    if fields.logit_bias and not all(map(math.isfinite, fields.logit_bias.values())):
+        raise InvalidRequest("logit_bias: every bias must be a finite number")
 
 
 def unknown_field(name: Any, known: Iterable[str]) -> InvalidRequest:

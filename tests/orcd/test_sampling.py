@@ -14,12 +14,14 @@ import pytest
 from orcd.errors import InvalidRequest
 from orcd.request import Request
 from orcd.sampling import (
+    ENGINE_LIMITS,
     MAX_LOGPROBS,
     PARAMETERS,
     EngineSampling,
     SamplingFields,
     SamplingKeywords,
     Where,
+    check,
     convert,
 )
 
@@ -93,6 +95,18 @@ def test_the_engine_is_told_of_all_that_does_not_act_on_the_request_alone() -> N
     for name in told.keys() - {"max_tokens", "seed", "stop_token_ids", "bad_words"}:  # `PromptEncoder` fills these in
         default = told[name].default_factory() if told[name].default is msgspec.NODEFAULT else told[name].default
         assert default == getattr(SamplingFields(), name), name
+
+
+def test_what_an_engine_is_told_is_within_the_same_limits_but_for_those_of_its_own() -> None:
+    told = EngineSampling(max_tokens=1)
+    check(told)
+    for name in EngineSampling.__struct_fields__:
+        other = msgspec.structs.replace(told, **{name: "many"})
+        if name in ENGINE_LIMITS:
+            check(other)
+            continue
+        with pytest.raises(InvalidRequest, match=f"^{name}: "):
+            check(other)
 
 
 def test_the_order_on_the_wire_to_the_engine_only_grows() -> None:

@@ -109,8 +109,10 @@ class Sequence:
     @property
     def biases(self) -> Mapping[int, float]:
         """What is added to logits, by token id: what the request says, and -inf for a bad word of one token."""
-        never = {word[0]: -math.inf for word in self.sampling.bad_words if len(word) == 1}
-        return {**self.sampling.logit_bias, **never}
+        options = self.sampling
+        if not options.bad_words:  # asked first, as it mostly is
+            return options.logit_bias
+        return {**options.logit_bias, **{word[0]: -math.inf for word in options.bad_words if len(word) == 1}}
 
     @property
     def banned_ids(self) -> Collection[int]:

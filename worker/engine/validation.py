@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence as Series
-from contextlib import suppress
 
 import numpy as np
 
 from kernels.errors import OutOfDeviceMemory
 from orcd.errors import ContextLengthExceeded, InvalidRequest, OrcdError, VramOom, places
-from orcd.sampling import MAX_PROMPT_LOGPROBS, SamplingFields, convert
+from orcd.sampling import MAX_PROMPT_LOGPROBS, check
 from worker.contract import Add, Choice, Sampling, TokenOutput
 from worker.engine.cache.prefix_cache import pack_ids
 from worker.engine.logits.edit_rows import MAX_BIASES
 from worker.engine.sequence import Sequence
-
-_OWN_LIMITS = {"seed", "stop_token_ids", "bad_words"}
-"""A seed may have all 64 bits here, the model's own end tokens are among the ids, and words are ids."""
-
-_TABLE_LIMITS = set(Sampling.__struct_fields__) - _OWN_LIMITS
 
 
 def validate_add(add: Add, *, vocab_size: int, context_length: int, cache_tokens: int) -> bytes:
@@ -81,15 +75,17 @@ def last_output(sequence: Sequence) -> TokenOutput:
 def _check_ids(field: str, ids: Series[int], vocab_size: int) -> bytes:
     if not ids:  # asked first, as it mostly is
         return b""
-    with suppress(struct.error):  # of more than 31 bits
+    try:
         packed_ids = pack_ids(ids)
-        if np.frombuffer(packed_ids, np.uint32).max() < vocab_size:
-            return packed_ids
+    except struct.error:  # of more than 31 bits
+        packed_ids = b""
+    if packed_ids and np.maximum.reduce(np.frombuffer(packed_ids, np.uint32)) < vocab_size:
+        return packed_ids
     raise InvalidRequest(f"{field} must be token ids from 0 to {vocab_size - 1}")
 
 
 def _check_sampling(sampling: Sampling, vocab_size: int) -> None:
-    convert({name: getattr(sampling, name) for name in _TABLE_LIMITS}, SamplingFields)
+    check(sampling)  # what `ENGINE_LIMITS` names is checked here
     if not 0 <= sampling.seed < 2**64:
         raise InvalidRequest(f"seed must be from 0 to {2**64 - 1}")
     _check_ids("stop_token_ids", sampling.stop_token_ids, vocab_size)

@@ -19,7 +19,7 @@ def pack_ids(token_ids: Series[int]) -> bytes:
 
     In half the time that arrays take for it.
     """
-    return struct.pack(f"{len(token_ids)}i", *token_ids)
+    return struct.Struct(f"{len(token_ids)}i").pack(*token_ids)  # `struct.pack` copies the arguments first
 
 
 class PrefixCache:
