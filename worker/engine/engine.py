@@ -145,6 +145,7 @@ class Engine:
         answers, self._answers = self._answers, []
         self.outputs.answer(answers)
         self._launch_all(answers)
+        self._scheduler.finish_launch()
         if self._in_flight:
             self._collect()
             if self._open is not None:
@@ -155,7 +156,6 @@ class Engine:
                 self._launch_all(())  # first, so that the device has work
                 for sequence, result in self._late.take(self._runner.has_time):
                     self._do(sequence, result)
-        self._scheduler.finish_step()
 
     def stats(self, *, memory_bytes: int) -> Stats:
         """Counters since the start and gauges of this moment."""

@@ -212,9 +212,9 @@ class Scheduler:
         sequence.append(token_id)
         self.cache.block_tables.publish_later(sequence)
 
-    def finish_step(self) -> None:
+    def finish_launch(self) -> None:
         """Do while the device is at work what takes long where there are many."""
-        self.cache.finish_step(self.cohort.due if self.has_many else (), reserve=len(self.running))
+        self.cache.finish_launch(self.cohort.due if self.has_many else (), reserve=len(self.running))
 
     def _awaits_draw(self, sequence: Sequence, num_tokens: int, *, is_late: bool) -> bool:
         """Whether one of so many tokens cannot go on before all are known; ``is_late``: before its step draws."""

@@ -222,7 +222,7 @@ class Traffic:
             self.most_members = max(self.most_members, len(machine.cohort))
         if self.in_flight:
             self.read(self.in_flight.popleft())
-        machine.finish_step()
+        machine.finish_launch()
         machine.check_invariants()
 
     def read(self, launched: StepInFlight) -> None:

@@ -61,7 +61,7 @@ class SequenceCache:
             states.start(sequence, num_known=num_known)
         return True
 
-    def finish_step(self, growing: Iterable[Sequence], *, reserve: int) -> None:
+    def finish_launch(self, growing: Iterable[Sequence], *, reserve: int) -> None:
         """Publish some of what was put off, and give the ``growing`` sequences blocks for the tokens that they have.
 
         As long as more than ``reserve`` blocks are free.

@@ -104,8 +104,8 @@ def test_with_the_end_of_a_step_those_that_grow_have_blocks_unless_few_are_free_
         assert cache.start(each, beside=())
         each.launch(each.num_pending, True)
     ending.most_tokens = 5
-    cache.finish_step([first, ending], reserve=10)
+    cache.finish_launch([first, ending], reserve=10)
     assert [len(each.block_ids) for each in (first, ending)] == [1, 1]
-    cache.finish_step([first, ending], reserve=9)
+    cache.finish_launch([first, ending], reserve=9)
     assert [len(each.block_ids) for each in (first, ending)] == [2, 1]
     cache.check_invariants([first, ending])
