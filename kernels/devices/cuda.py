@@ -96,6 +96,20 @@ class CudaDevice(ArenaDevice):
         assert source.flags.c_contiguous and source.nbytes == target.nbytes, f"{source.shape} into {target.shape}"
         self.stream.copy_to_device(target.pointer, source.ctypes.data, source.nbytes)
 
+    def uploader(self, source: NDArray[np.uint8]) -> Callable[[DeviceArray], None]:
+        """What enqueues that an array becomes what a `pinned` buffer begins with.
+
+        `copy_to_device_async` takes longer to ask NumPy where ``source`` is than to enqueue the copy.
+        """
+        address, size, copy = source.ctypes.data, source.nbytes, self.stream.copy_to_device
+
+        def upload(target: DeviceArray) -> None:
+            num_bytes = target.nbytes
+            assert num_bytes <= size, f"{num_bytes} bytes from a buffer of {size}"
+            copy(target.pointer, address, num_bytes)
+
+        return upload
+
     def copy_to_host_async(self, target: NDArray[Any], source: DeviceArray) -> None:
         """Enqueue a copy of some KB to a `pinned` array of the same size.
 

@@ -197,6 +197,9 @@ class GpuDevice(Device, Protocol):
     def copy_to_device_async(self, target: DeviceArray, source: NDArray[Any]) -> None:
         """Enqueue a copy of the same size. A pinned source must stay as it is until the copy is done."""
 
+    def uploader(self, source: NDArray[np.uint8]) -> Callable[[DeviceArray], None]:
+        """What enqueues that an array becomes what a `pinned` buffer begins with: `copy_to_device_async`, sooner."""
+
     def copy_to_host_async(self, target: NDArray[Any], source: DeviceArray) -> None:
         """Enqueue a copy of some KB to a `pinned` array of the same size."""
 

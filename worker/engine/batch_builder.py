@@ -50,7 +50,7 @@ def build_step(
     ``draw_of`` a sequence is the number of the draw of the previous step that gives the id that the host does not know.
     Rows of logits to draw from come first, then those after which log probabilities of prompts are reported.
     """
-    if len(chunks) == 1 and _is_simple(chunks[0]):
+    if len(chunks) == 1 and is_known(chunks[0]):
         return _step_of_one(chunks, block_tokens)
     starts = np.array([sequence.num_computed for sequence, _, _ in chunks], np.int32)
     counts = np.array([num_tokens for _, num_tokens, _ in chunks], np.int32)
@@ -76,7 +76,7 @@ def build_step(
     )
 
 
-def _is_simple(chunk: Chunk) -> bool:
+def is_known(chunk: Chunk) -> bool:
     """Whether all its ids are known and nobody wants log probabilities of its prompt."""
     sequence, num_tokens, _ = chunk
     return sequence.prompt_logprobs is None and sequence.num_computed + num_tokens <= len(sequence.token_ids)
@@ -86,13 +86,11 @@ def _step_of_one(chunks: list[Chunk], block_tokens: int) -> Step[NDArray[np.int3
     """The same of one chunk, as of an idle engine's only request: in a third of the time, before the device begins."""
     ((sequence, num_tokens, draws),) = chunks
     start, block_table = sequence.num_computed, np.array(sequence.block_ids, np.int32)
-    end, (first_block, offset) = start + num_tokens, divmod(start, block_tokens)
-    assert end <= len(sequence.block_ids) * block_tokens, "tokens beyond a sequence's blocks"
-    slots = np.add.outer(block_table[first_block:] * block_tokens, np.arange(block_tokens, dtype=np.int32))
+    end = start + num_tokens
     return Step(
-        token_ids=_ids(sequence, start, end),
+        token_ids=known_ids(sequence, start, end),
         positions=np.arange(start, end, dtype=np.int32),
-        slots=slots.ravel()[offset : offset + num_tokens],
+        slots=slots_of(block_table, start, end, block_tokens),
         sequence_rows=np.zeros(num_tokens, np.int32),
         query_starts=np.array([0, num_tokens], np.int32),
         context_lengths=np.array([end], np.int32),
@@ -121,16 +119,24 @@ def _token_ids(
     is_left = ~is_unknown | (query_starts[1:] - query_starts[:-1] > 1)
     for index in is_left.nonzero()[0].tolist():
         (sequence, num_tokens, _), at = chunks[index], int(query_starts[index])
-        ids = _ids(sequence, int(ends[index]) - num_tokens, int(ends[index]))
+        ids = known_ids(sequence, int(ends[index]) - num_tokens, int(ends[index]))
         tokens[at : at + ids.size] = ids
     return tokens
 
 
-def _ids(sequence: Sequence, start: int, end: int) -> NDArray[np.int32]:
+def known_ids(sequence: Sequence, start: int, end: int) -> NDArray[np.int32]:
     """Those of a sequence's ids from ``start`` to ``end`` that are known."""
     if ID_BYTES * end <= len(sequence.packed_ids):
         return np.frombuffer(sequence.packed_ids, np.int32, end - start, ID_BYTES * start)
     return np.array(sequence.token_ids[start:end], np.int32)
+
+
+def slots_of(block_table: NDArray[np.int32], start: int, end: int, block_tokens: int) -> NDArray[np.int32]:
+    """KV slots of a sequence's tokens from ``start`` to ``end``."""
+    first_block, offset = divmod(start, block_tokens)
+    assert end <= block_table.size * block_tokens, "tokens beyond a sequence's blocks"
+    slots: NDArray[Any] = (block_table[first_block:] * block_tokens)[:, None] + np.arange(block_tokens, dtype=np.int32)
+    return slots.ravel()[offset : offset + end - start]
 
 
 def _block_tables(chunks: list[Chunk]) -> NDArray[np.int32]:

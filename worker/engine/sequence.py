@@ -110,9 +110,7 @@ class Sequence:
     def biases(self) -> Mapping[int, float]:
         """What is added to logits, by token id: what the request says, and -inf for a bad word of one token."""
         options = self.sampling
-        if not options.bad_words:  # asked first, as it mostly is
-            return options.logit_bias
-        return {**options.logit_bias, **{word[0]: -math.inf for word in options.bad_words if len(word) == 1}}
+        return options.logit_bias | {word[0]: -math.inf for word in options.bad_words if len(word) == 1}
 
     @property
     def banned_ids(self) -> Collection[int]:

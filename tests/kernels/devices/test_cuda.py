@@ -93,6 +93,9 @@ def test_copies_through_pinned_memory(device: CudaDevice, upload: Upload, downlo
     event.record()
     event.synchronise(5)
     np.testing.assert_array_equal(back, values)
+    values[:] += 1
+    device.uploader(values.reshape(-1).view(np.uint8))(array.first(2))
+    np.testing.assert_array_equal(download(array), [values[0], values[1], back[2]])
     assert download(upload(np.zeros((0, 3), np.int32))).shape == (0, 3)
     assert device.pinned((0, 3), np.int32).shape == (0, 3)
 

@@ -9,7 +9,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from kernels.batch import AnyArray, GreedyDraw, PrefixGroups, first
+from kernels.batch import AnyArray, GreedyDraw, PrefixGroups, first, view
 from kernels.decode_rows import DecodeRows, RowUpdates, write_updates
 from kernels.devices.protocol import AnyOps, is_gpu
 from kernels.ops.attention import depends_on_context
@@ -154,10 +154,13 @@ class DecodeGraphs:
 
 def empty_rows(ops: AnyOps, rows: DecodeRows[DeviceArray], uploads: UploadRing, block_tokens: int) -> None:
     """Make ``rows`` fit to be run: nobody's."""
+    counting = np.arange(rows.counting.shape[0], dtype=np.int32)
+    uploads.take()[: counting.nbytes].view(np.int32)[:] = counting
+    uploads.send(view(rows.counting, 0, (counting.nbytes,), np.uint8))
     num_rows = rows.token_ids.shape[0]
     staging = uploads.take()
     updates = RowUpdates()
     for row in range(num_rows):
         updates.empty(row)
-    uploads.send(write_updates(updates, staging), rows.updates)
+    uploads.send(first(rows.updates, write_updates(updates, staging)))
     ops.begin_decode(rows, num_rows, block_tokens)

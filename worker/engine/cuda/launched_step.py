@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Sequence as Series
-from contextlib import contextmanager
 
 import msgspec
 import numpy as np
@@ -36,16 +35,16 @@ class StepTimes:
         if not in_flight:
             self._began_s = time.monotonic()
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """The host waits for the oldest step in flight."""
+    def read_ids(self, step: LaunchedStep, timeout_s: float) -> NDArray[np.int32]:
+        """`LaunchedStep.read_ids` of the oldest one in flight."""
         start = time.monotonic()
-        yield
+        ids = step.read_ids(timeout_s)
         end = time.monotonic()
         self.waited_s = end - start
         if self.waited_s > SHORT_WAIT_S:
             self._step_s = end - self._began_s
         self._began_s = end
+        return ids
 
     def has_time(self, share: float) -> bool:
         """Whether less than this share of a step's time has passed since the oldest one in flight began."""
@@ -68,11 +67,11 @@ class LaunchedStep(msgspec.Struct, frozen=True, eq=False):
     def results(self, ids: NDArray[np.int32], timeout_s: float) -> Results:
         """A result for each chunk, once the ``ids`` were read; raises what that does."""
         reports, rows = self.reports, self.rows.tolist()
-        drawn_ids: list[int] = np.append(ids, np.int32(-1))[self.rows].tolist()  # that of row -1 is -1
+        drawn_ids: list[int] = ids[self.rows].tolist() if ids.size else rows  # of row -1 nobody looks at the id
         logprobs: dict[int, bytes] = {}
         if reports is not None:
             logprobs = read_reports(reports.download, reports.num_rows, reports.wanted, timeout_s)
-        if -1 not in drawn_ids and not self.errors and not self.prompts:
+        if -1 not in rows and -1 not in drawn_ids and not self.errors and not self.prompts:
             return DrawnTokens(drawn_ids, list(logprobs.values()))
         results = [
             None if row < 0 else self.errors.get(row) or drawn(token_id, logprobs.get(row))

@@ -48,7 +48,7 @@ class EditSender:
         host = resets.arrays()
         arrays = {name: getattr(host, name) for name in host.__struct_fields__}
         num_bytes, offsets = pack(arrays, self._uploads.take())
-        self._uploads.send(num_bytes, self._memory)
+        self._uploads.send(first(self._memory, num_bytes))
         views = {name: view(self._memory, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
         self._ops.reset_edits(self._edits, EditResets(**views))
 
@@ -106,7 +106,7 @@ class LogitMasker:
         numbers, errors = number_rows(rows, found, self._slots.numbers, self._numbers.shape[0])
         staging = self._number_uploads.take()
         staging.view(np.int32)[:] = numbers
-        self._number_uploads.send(numbers.nbytes, view(self._numbers, 0, (numbers.nbytes,), np.uint8))
+        self._number_uploads.send(view(self._numbers, 0, (numbers.nbytes,), np.uint8))
         self._is_clear = not sequences
         return errors
 
@@ -119,7 +119,7 @@ class LogitMasker:
         for index, mask in enumerate(missing):
             staging[index * size : (index + 1) * size] = np.frombuffer(mask.words, np.uint8)
         num_bytes = len(missing) * size
-        self._mask_uploads.send(num_bytes, view(self._masks, start * size, (num_bytes,), np.uint8))
+        self._mask_uploads.send(view(self._masks, start * size, (num_bytes,), np.uint8))
 
     def apply(self, logits: AnyArray) -> None:
         """Enqueue that ``logits`` [R, vocab] are masked where they are, as was sent last."""

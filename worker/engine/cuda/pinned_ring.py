@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.batch import first
 from kernels.devices.protocol import GpuDevice, GpuEvent
 from kernels.runtime.device_array import DeviceArray
 
@@ -33,6 +32,7 @@ class UploadRing(PinnedRing):
 
     def __init__(self, device: GpuDevice, num_bytes: int, timeout_s: float) -> None:
         super().__init__(device, num_bytes)
+        self._copies = [device.uploader(buffer) for buffer in self._buffers]
         self._in_use = [False] * NUM_BUFFERS
         self._timeout_s = timeout_s
 
@@ -45,9 +45,9 @@ class UploadRing(PinnedRing):
             self._copied[self._turn].synchronise(self._timeout_s)
         return self._buffers[self._turn]
 
-    def send(self, num_bytes: int, target: DeviceArray) -> None:
-        """Enqueue the copy of what was written."""
-        self._device.copy_to_device_async(first(target, num_bytes), self._buffers[self._turn][:num_bytes])
+    def send(self, target: DeviceArray) -> None:
+        """Enqueue the copy of what was written; ``target`` has as many bytes."""
+        self._copies[self._turn](target)
         self._in_use[self._turn] = True
         self._finish_turn()
 

@@ -56,7 +56,7 @@ class PrefixGrouping:
             staged = prefixes_in(staging)
             staged.groups[: len(groups.groups)] = groups.groups
             staged.members[: len(groups.members)] = groups.members
-            self._uploads.send(staging.size, self._memory)
+            self._uploads.send(self._memory)
 
     def _groups(self, row_of: Mapping[Sequence, int]) -> PrefixGroups[NDArray[np.int32]] | None:
         if len({sequence.block_ids[0] for sequence in row_of}) == len(row_of):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Sequence as Series
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from kernels.batch import AnyArray, SamplingParams, Step, first, pack, view
+from kernels.batch import AnyArray, SamplingParams, Step, first, view
 from kernels.decode_rows import write_updates
 from kernels.devices.protocol import is_gpu
 from kernels.errors import CudaFailure
@@ -20,9 +21,9 @@ from kernels.runtime.device_array import DeviceArray
 from orcd.errors import CudaError, OrcdError, places
 from worker.engine.batch_builder import (
     PromptTokens,
-    build_report_params,
     build_sampling_params,
     build_step,
+    is_known,
     only_decodes,
     prompt_tokens,
 )
@@ -33,8 +34,8 @@ from worker.engine.cuda.logit_processing import Drawing, EditSender, LogitMasker
 from worker.engine.cuda.pinned_ring import NUM_BUFFERS, Download, DownloadRing, UploadRing
 from worker.engine.cuda.prefix_grouping import PrefixGrouping
 from worker.engine.cuda.slot_allocator import SlotAllocator
-from worker.engine.cuda.step_arrays import arrays_of, step_of
-from worker.engine.cuda.whole_step_graphs import WholeStepGraphs
+from worker.engine.cuda.step_arrays import send_step
+from worker.engine.cuda.whole_step_graphs import WholeStepGraph, WholeStepGraphs
 from worker.engine.logits.edit_rows import EditRows
 from worker.engine.runner import Results
 from worker.engine.scheduler import MANY
@@ -96,7 +97,6 @@ class CudaRunner:
         self._drawing, self._drawing_rows = Drawing({}), np.empty(0, np.intp)  # of the last that draws behind a graph
         self._decoding, self._draws_in_graph, self._is_greedy = list[Chunk](), True, True  # the last decode step
         with _named_errors():
-            self._count_rows()
             empty_rows(device.ops, self._rows, self._uploads, limits.block_tokens)
             self._logit_masker.send([], [])
             self._graphs = DecodeGraphs(
@@ -138,8 +138,7 @@ class CudaRunner:
         """Wait for the oldest step in flight; a result for each of its chunks. Raises `CudaError`."""
         step = self._in_flight.popleft()
         with _named_errors():
-            with self._times.waiting():
-                ids = step.read_ids(self._timeout_s)
+            ids = self._times.read_ids(step, self._timeout_s)
             return step.results(ids, self._timeout_s)
 
     def _decode(self, chunks: list[Chunk]) -> Draw:
@@ -150,7 +149,7 @@ class CudaRunner:
         rows, updates = self._batch_slots.allocate(chunks, num_rows)
         self._send_resets()
         if updates:
-            self._uploads.send(write_updates(updates, self._uploads.take()), self._rows.updates)
+            self._uploads.send(first(self._rows.updates, write_updates(updates, self._uploads.take())))
         if updates.rows:  # else these are the sequences of the step before
             self._prefix_grouping.send(chunks, rows.tolist())
         context = 0
@@ -182,68 +181,73 @@ class CudaRunner:
         drawing = dict(enumerate([chunk.sequence for chunk in chunks if chunk.draws]))
         self._edit_rows.assign(drawing.values())
         self._send_resets()
+        graphs, graph = self._whole_graphs, None
+        if graphs is not None and len(chunks) == 1 and is_known(chunks[0]):
+            graph = graphs.graph_for_chunk(chunks[0])
+        if graph is not None:
+            graph.write_chunk(chunks[0], self._edit_rows.row_of, self._uploads.take())
+            return self._launch_graph(graph, chunks, drawing)
         step = build_step(chunks, self._limits.block_tokens, self._batch_slots.previous_draw)
         step = replace(step, prefixes=self._prefix_grouping.groups_of(chunks))
         params = build_sampling_params(list(drawing.values()), self._edit_rows.row_of)
         prompts = prompt_tokens(chunks)
         reported = [prompt for prompt in prompts if prompt.token_ids]
-        graph = None if self._whole_graphs is None or reported else self._whole_graphs.graph_for(step)
-        self._batch_slots.interrupt({sequence: row for row, sequence in drawing.items()})
-        num_rows, wishes = len(drawing), Drawing(drawing)
-        enqueue_draw: Callable[..., None] | None = None  # given whether it reports
-        if graph is None:
-            logits, sent_params = self._launch_whole(step, params, reported)
-            if drawing:
-                enqueue_draw = partial(self._hosted_draw.enqueue, first(logits, num_rows), sent_params.first(num_rows))
-        else:
-            num_rows = graph.num_rows
+        graph = None if graphs is None or reported else graphs.graph_for(step)
+        if graph is not None:
             graph.write(step, params, self._uploads.take())
-            self._uploads.send(graph.num_bytes, self._whole)
-            if all(sequence.draws_in_graph for sequence in drawing.values()):
-                graph.launch()
-            else:
-                graph.launch_forward()
-                enqueue_draw = graph.launch_draw
-        rows = np.where(draws := [chunk.draws for chunk in chunks], np.cumsum(draws) - 1, -1)
+            return self._launch_graph(graph, chunks, drawing)
+        logits, sent_params = self._launch_whole(step, params, reported)
+        num_rows, enqueue_draw = len(drawing), None
+        if drawing:
+            enqueue_draw = partial(self._hosted_draw.enqueue, first(logits, num_rows), sent_params.first(num_rows))
+        return self._whole_draw(chunks, drawing, num_rows, enqueue_draw, prompts if reported else ())
+
+    def _launch_graph(self, graph: WholeStepGraph, chunks: list[Chunk], drawing: dict[int, Sequence]) -> Draw:
+        """Send a step that was written, and launch it; what is left of it."""
+        self._uploads.send(graph.sent)
+        if all(sequence.draws_in_graph for sequence in drawing.values()):
+            graph.launch()
+            return self._whole_draw(chunks, drawing, graph.num_rows, None)
+        graph.launch_forward()
+        return self._whole_draw(chunks, drawing, graph.num_rows, graph.launch_draw)
+
+    def _whole_draw(
+        self,
+        chunks: list[Chunk],
+        drawing: dict[int, Sequence],
+        num_rows: int,
+        enqueue_draw: Callable[..., None] | None,
+        prompts: Series[PromptTokens] = (),
+    ) -> Draw:
+        """What is left of a step that is not a decode step: ``enqueue_draw``, given whether it reports; its ids."""
+        wishes, row_of = Drawing(drawing), {sequence: row for row, sequence in drawing.items()}
+        self._batch_slots.interrupt(row_of)
+        rows = np.array([row_of[sequence] if draws else -1 for sequence, _, draws in chunks], np.intp)
 
         def draw(void: Collection[Sequence]) -> LaunchedStep:
             errors: Mapping[int, OrcdError] = {}
             if enqueue_draw is not None:
                 errors = self._send_masks(wishes, void)
                 enqueue_draw(reports=wishes.reports)
-            reports = self._fetch_reports(wishes, num_rows, sum(len(prompt.token_ids) for prompt in reported))
+            reports = self._fetch_reports(wishes, num_rows, sum(len(prompt.token_ids) for prompt in prompts))
             ids = self._fetch(len(drawing))
-            return LaunchedStep(without(void, rows, chunks), ids, reports, prompts if reported else (), errors)
+            return LaunchedStep(without(void, rows, chunks), ids, reports, prompts, errors)
 
         return draw
 
     def _launch_whole(
-        self,
-        step: Step[NDArray[Any]],
-        params: SamplingParams[NDArray[Any]],
-        reported: list[PromptTokens],
+        self, step: Step[NDArray[Any]], params: SamplingParams[NDArray[Any]], reported: list[PromptTokens]
     ) -> tuple[AnyArray, SamplingParams[DeviceArray]]:
         """Send a step as it is, and launch it kernel by kernel; its logits, and how tokens are drawn from them.
 
         Behind the rows to draw from come those after which tokens of prompts are ``reported``.
         """
-        prompt_ids = [token_id for prompt in reported for token_id in prompt.token_ids]
-        prompt_params = build_report_params(reported)
-        arrays = arrays_of(step) | {
-            "rows": np.concatenate([params.rows, prompt_params.rows]),
-            "output_positions": np.concatenate([params.output_positions, prompt_params.output_positions]),
-            "prompt_ids": np.array(prompt_ids, np.int32),
-        }
-        num_bytes, offsets = pack(arrays, self._uploads.take())
-        self._uploads.send(num_bytes, self._whole)
-        views = {name: view(self._whole, offsets[name], array.shape, array.dtype) for name, array in arrays.items()}
-        sent_params = SamplingParams(views.pop("rows"), views.pop("output_positions"), self._edits)
-        sent_ids = views.pop("prompt_ids")
-        sent = step_of(views, has_short_chunks=step.has_short_chunks)
+        sent, sent_params, prompt_ids = send_step(step, params, reported, self._uploads, self._whole)
+        sent_params = replace(sent_params, edits=self._edits)
         self._ops.resolve_tokens(sent.token_ids, self._rows.drawn)
         logits = self._model.forward(sent, self._cache)
-        if prompt_ids:
-            self._logprob_reporter.report_prompts(logits, sent_ids, sent_params)
+        if prompt_ids.size:
+            self._logprob_reporter.report_prompts(logits, prompt_ids, sent_params)
         return logits, sent_params
 
     def _send_masks(self, drawing: Drawing, void: Collection[Sequence]) -> Mapping[int, OrcdError]:
@@ -264,16 +268,15 @@ class CudaRunner:
     @contextmanager
     def _forgetting(self) -> Iterator[None]:
         """After a failure the device may or may not have got what it was told: tell it everything anew."""
-        with _named_errors():
-            try:
-                yield
-            except Exception as error:
-                self._forget_rows()
-                if self._limits.has_states and not isinstance(error, CudaFailure):
-                    raise CudaError(
-                        f"a step with states failed: {type(error).__name__} at {places(error)[-1]}"
-                    ) from error
-                raise
+        try:
+            yield
+        except Exception as error:
+            self._forget_rows()
+            if isinstance(error, CudaFailure):
+                raise CudaError(str(error)) from error
+            if self._limits.has_states:
+                raise CudaError(f"a step with states failed: {type(error).__name__} at {places(error)[-1]}") from error
+            raise
 
     def _forget_rows(self) -> None:
         """Whatever the device holds of rows, it will be told anew."""
@@ -284,11 +287,6 @@ class CudaRunner:
 
     def _fetch(self, num_ids: int) -> Download:
         return self._downloads.fetch(view(self._rows.drawn, 0, (num_ids * 4,), np.uint8))
-
-    def _count_rows(self) -> None:
-        counting = np.arange(self._rows.counting.shape[0], dtype=np.int32)
-        self._uploads.take()[: counting.nbytes].view(np.int32)[:] = counting
-        self._uploads.send(counting.nbytes, view(self._rows.counting, 0, (counting.nbytes,), np.uint8))
 
 
 @contextmanager

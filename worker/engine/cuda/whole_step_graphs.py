@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from kernels.decode_rows import DecodeRows
 from kernels.devices.protocol import is_gpu
 from kernels.runtime.device_array import DeviceArray
 from worker.engine.cuda.buffers import StepLimits
-from worker.engine.cuda.padded_step import PaddedStep, StepSize, size_for
+from worker.engine.cuda.padded_step import PaddedStep, StepSize, size_for, size_for_chunk
 from worker.engine.cuda.step_graph import HostedDraw, LateStepGraph, StepGraph, step_parts
+from worker.engine.sequence import Chunk, Sequence
 from worker.model.kv_cache import KVCache
 from worker.model.registry import Model
 
@@ -48,7 +50,13 @@ class WholeStepGraphs:
 
     def graph_for(self, step: Step[NDArray[Any]]) -> WholeStepGraph | None:
         """The graph for steps like this one; None if it is too large."""
-        size = size_for(step, self._limits)
+        return self._graph_of(size_for(step, self._limits))
+
+    def graph_for_chunk(self, chunk: Chunk) -> WholeStepGraph | None:
+        """The graph for steps that have one such chunk; None if it is too large."""
+        return self._graph_of(size_for_chunk(chunk, self._limits))
+
+    def _graph_of(self, size: StepSize | None) -> WholeStepGraph | None:
         if size is None:
             return None
         graph = self._graphs.get(size)
@@ -71,26 +79,28 @@ class WholeStepGraphs:
 
         parts = step_parts(forward, self._draw, device, params, ids)
         name = f"step of {size.num_tokens} tokens of {size.num_sequences} sequences"
-        return WholeStepGraph(LateStepGraph(device, parts, name), padded, size.num_sequences)
+        return WholeStepGraph(LateStepGraph(device, parts, name), padded, size.num_sequences, self._limits.block_tokens)
 
 
 class WholeStepGraph:
     """Launches steps of one size."""
 
-    def __init__(self, graph: StepGraph, padded: PaddedStep, num_rows: int) -> None:
+    def __init__(self, graph: StepGraph, padded: PaddedStep, num_rows: int, block_tokens: int) -> None:
         self.num_rows = num_rows
         """Rows of logits, of which those of padding come last."""
+        self.sent = padded.memory
+        """What is sent of a step, as bytes on the device."""
         self._graph = graph
         self._padded = padded
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that are sent of a step."""
-        return self._padded.num_bytes
+        self._block_tokens = block_tokens
 
     def write(self, step: Step[NDArray[Any]], params: SamplingParams[NDArray[Any]], staging: NDArray[np.uint8]) -> None:
         """Write what is sent of ``step``, whose tokens are drawn with ``params``."""
         self._padded.write(step, params, staging)
+
+    def write_chunk(self, chunk: Chunk, edit_row_of: Callable[[Sequence], int], staging: NDArray[np.uint8]) -> None:
+        """Write what is sent of a step of one chunk; see `PaddedStep.write_chunk`."""
+        self._padded.write_chunk(chunk, edit_row_of, self._block_tokens, staging)
 
     def launch(self) -> None:
         """Enqueue the step that was sent."""

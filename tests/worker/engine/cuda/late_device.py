@@ -65,6 +65,9 @@ class LateDevice:
                 raise ValueError("secret")
         self.enqueue(lambda: np.copyto(target, source))
 
+    def uploader(self, source: np.ndarray) -> Callable[[np.ndarray], None]:
+        return lambda target: self.copy_to_device_async(target, source[: target.nbytes])
+
     def copy_to_host_async(self, target: np.ndarray, source: np.ndarray) -> None:
         assert target.nbytes == source.nbytes
         self.enqueue(lambda: np.copyto(target, source))

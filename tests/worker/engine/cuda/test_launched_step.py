@@ -20,21 +20,30 @@ def on_its_way(*ids: int) -> Download:
 
 
 def test_there_is_time_until_a_share_of_what_the_last_step_took_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
+    now, times = 100.0, StepTimes()
     monkeypatch.setattr("time.monotonic", lambda: now)
-    times = StepTimes()
+
+    class Running(LaunchedStep, frozen=True, eq=False):
+        step_s: float = 0.0
+
+        def read_ids(self, timeout_s: float) -> np.ndarray:
+            nonlocal now
+            now += self.step_s
+            return np.zeros(1, np.int32)
+
+    def wait(step_s: float) -> None:
+        times.read_ids(Running(np.array([0]), on_its_way(7), step_s=step_s), 1)
+
     assert not times.has_time(0.9), "nothing is known of steps"
     times.launch([])
-    with times.waiting():
-        now += 2.0
+    wait(2.0)
     assert times.waited_s == 2.0
     now += 0.9
     assert times.has_time(0.5)
     now += 0.2
     assert not times.has_time(0.5) and times.has_time(0.9)
     now += 5.0
-    with times.waiting():
-        now += SHORT_WAIT_S / 2
+    wait(SHORT_WAIT_S / 2)
     now += 1.5
     assert times.has_time(0.9), "the host was late, which says nothing of how long the step took"
     assert not times.has_time(0.7)
@@ -43,6 +52,11 @@ def test_there_is_time_until_a_share_of_what_the_last_step_took_has_passed(monke
 def test_each_chunk_has_what_its_row_drew_and_none_without_one() -> None:
     step = LaunchedStep(np.array([1, -1, 0]), on_its_way(7, 8))
     assert step.results(step.read_ids(1), 1) == [8, None, 7]
+
+
+def test_a_step_that_draws_nothing_has_nothing_for_its_chunks() -> None:
+    step = LaunchedStep(np.array([-1, -1]), on_its_way())
+    assert step.results(step.read_ids(1), 1) == [None, None]
 
 
 def test_ids_of_all_chunks_are_told_together() -> None:

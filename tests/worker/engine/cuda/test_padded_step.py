@@ -5,8 +5,9 @@ from msgspec.structs import replace
 from kernels.batch import GREEDY_ROW, SAMPLING_ROW, LogitEdits, PrefixGroups, StateRows
 from tests.worker.engine.generation import sequence
 from worker.engine.batch_builder import build_sampling_params, build_step
+from worker.engine.cache.prefix_cache import pack_ids
 from worker.engine.cuda.buffers import StepLimits
-from worker.engine.cuda.padded_step import PaddedStep, StepSize, size_for
+from worker.engine.cuda.padded_step import PaddedStep, StepSize, size_for, size_for_chunk
 from worker.engine.sequence import Chunk
 
 LIMITS = StepLimits(block_tokens=4, step_tokens=8192, max_sequences=200, max_sequence_tokens=4000, vocab_size=32)
@@ -84,6 +85,29 @@ def test_what_is_written_is_the_step_and_padding_that_is_nobodys():
     assert padded.params.output_positions.tolist() == [0, 0, 0, 0]
     assert padded.params.edits is EDITS
     assert padded.params.rows.dtype == SAMPLING_ROW
+
+
+@pytest.mark.parametrize("num_packed", [0, 6, 11])
+@pytest.mark.parametrize(("num_computed", "num_tokens"), [(0, 11), (0, 8), (3, 5), (4, 7), (9, 2), (10, 1)])
+def test_a_chunk_is_written_as_the_step_of_it_is(num_computed: int, num_tokens: int, num_packed: int):
+    each = sequence(list(range(10, 21)), [5, 2, 7], num_prompt=9, temperature=0.5, presence_penalty=1.0, seed=3)
+    each.packed_ids, each.num_computed = pack_ids(each.token_ids[:num_packed]), num_computed
+    each.state_slot, each.state_source = 6, 4
+    chunk = Chunk(each, num_tokens, num_computed + num_tokens == 11)
+    step = build_step([chunk], LIMITS.block_tokens)
+    params = build_sampling_params([each] if chunk.draws else [], lambda _sequence: 2)
+    assert size_for_chunk(chunk, LIMITS) == size_for(step, LIMITS)
+    written = []
+    for by_chunk in (False, True):
+        whole = np.zeros(4096, np.uint8)
+        padded = PaddedStep(StepSize(16, 1, 8), whole, EDITS, has_states=True)
+        whole[:] = 0xEE
+        if by_chunk:
+            padded.write_chunk(chunk, lambda _sequence: 2, LIMITS.block_tokens, whole)
+        else:
+            padded.write(step, params, whole)
+        written.append(whole.tobytes())
+    assert written[0] == written[1]
 
 
 def test_states_are_written_with_none_for_padding():

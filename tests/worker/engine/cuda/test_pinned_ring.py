@@ -12,7 +12,7 @@ def test_uploads_arrive_in_order_and_a_buffer_is_not_written_before_it_was_copie
     targets = [np.zeros(4, np.uint8) for _ in range(3 * NUM_BUFFERS)]
     for number, target in enumerate(targets):
         ring.take()[:2] = number
-        ring.send(2, target)
+        ring.send(target[:2])
     device.run_until(len(targets))
     assert [target.tolist() for target in targets] == [[number, number, 0, 0] for number in range(len(targets))]
 
@@ -34,7 +34,7 @@ def test_a_device_that_hangs_is_not_waited_for_longer_than_was_said():
     target = np.zeros(4, np.uint8)
     for _ in range(NUM_BUFFERS):
         uploads.take()
-        uploads.send(4, target)
+        uploads.send(target)
     download = downloads.fetch(target)
     device.hangs = True
     with pytest.raises(CudaFailure, match="not done after 1 s"):

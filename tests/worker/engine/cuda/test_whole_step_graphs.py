@@ -46,9 +46,9 @@ class Bench:
         step = build_step([Chunk(only, len(token_ids), True)], LIMITS.block_tokens)
         graph = self.graphs.graph_for(step)
         assert graph is not None
-        staging = np.empty(graph.num_bytes, np.uint8)
+        staging = np.empty(graph.sent.nbytes, np.uint8)
         graph.write(step, build_sampling_params([only], lambda _sequence: -1), staging)
-        self.model.device.copy_to_device_async(self.buffers.whole[: graph.num_bytes], staging)
+        self.model.device.copy_to_device_async(graph.sent, staging)
         return graph
 
     def token_after(self, token_ids: list[int]) -> int:
