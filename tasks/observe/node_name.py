@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
+import errno
+import hashlib
 import re
-import tempfile
-from pathlib import Path
-from socket import gethostname
+import socket
 
 MOST = 1000
 """Workers of one model on one device of one machine."""
@@ -16,30 +14,29 @@ MOST = 1000
 class NodeName:
     """``MODEL-DEVICE@HOST``; a second worker of that model and device on this machine is ``MODEL-DEVICE-2@HOST``.
 
-    Each name is held by a lock on a file in the folder for temporary ones, which ends with the process.
+    Each name is held by a socket in Linux's abstract namespace, which ends with the process: that needs no file, and is
+    seen by other users, and by containers that share the host's network.
     """
 
-    def __init__(self, model: str, device: str, folder: Path | None = None) -> None:
-        self._folder = folder or Path(tempfile.gettempdir())
+    def __init__(self, model: str, device: str) -> None:
         stem = re.sub(r"[^\w.-]+", "-", f"{model}-{device.replace(':', '')}", flags=re.ASCII).strip("-")
-        self._file = -1
         for number in range(1, MOST):
             name = stem if number == 1 else f"{stem}-{number}"
-            if self._lock(name):
+            if self._hold(name):
                 break
-        self.text = f"{name}@{gethostname()}"
+        self.text = f"{name}@{socket.gethostname()}"
 
-    def _lock(self, name: str) -> bool:
-        path = self._folder / f"orcd-{os.getuid()}-{name}.lock"
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    @staticmethod
+    def _hold(name: str) -> bool:
+        """Whether nobody else on this machine has the name, as far as can be told."""
         try:
-            file = os.open(path, flags, 0o600)
-        except OSError:  # nobody may write there: then the name is not held, but as stable
+            held = socket.socket(socket.AF_UNIX)
+        except OSError:
             return True
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(file)
-            return False
-        self._file = file
+            held.bind(f"\0orcd/{hashlib.sha256(name.encode()).hexdigest()}")  # a socket's name may have 107 bytes
+        except OSError as error:  # where the system has no such sockets the name is not held, but as stable
+            held.close()
+            return error.errno != errno.EADDRINUSE
+        held.detach()  # open until this process ends
         return True
