@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -27,9 +26,7 @@ from worker.model.registry import load_model
 Float32 = NDArray[np.float32]
 
 NEAR_TIE = 0.01  # float16 activations move a router's logits by 0.001 to 0.005
-MIXTURES = [
-    path for path in SMALL.values() if any("ffn_gate_inp." in tensor.name for tensor in gguf.GGUFReader(path).tensors)
-]
+MIXTURES = [path for path in SMALL.values() if any("ffn_gate_inp." in name for name in open_gguf(path).tensors)]
 
 
 def router_margins(path: Path, token_ids: list[int]) -> Float32:
