@@ -16,6 +16,7 @@ def test_threads_wait_less_long_for_each_other_and_seldom_for_the_garbage_collec
         gc.get_freeze_count(),
     )
     try:
+        gc.set_threshold(700)  # Python's own
         prepare_to_serve()
         assert sys.getswitchinterval() <= 0.001 < before
         assert gc.isenabled()

@@ -129,7 +129,6 @@ def measure(num_jobs: int, num_top: int | None, num_rounds: int, packing: Packin
     for _ in range(num_rounds + 1):
         _run(costs, frames, engine.jobs(packing))
         costs.end_round()
-    gc.unfreeze()
     return costs
 
 
