@@ -17,7 +17,7 @@ SEED := 1
 # Whatever the environment says, compiled Python is kept: the tests start hundreds of processes.
 export PYTHONDONTWRITEBYTECODE :=
 
-# More than most machines have cores: many tests wait for other processes. In the order of the folders short tests come last.
+# More than most machines have cores: many tests wait for other processes. tests/conftest.py puts the files in order.
 TEST_PROCESSES := 6
 
 # Of compute-sanitizer, one after the other.

@@ -25,7 +25,8 @@ from tasks.local.redis_server import RedisServer
 from tests.models.shallow_model import write_shallow_model
 from tests.orcd.job_writer import MakeStore
 
-ROOT = Path(__file__).parents[1]
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 LONG_FILE = "test_tokenizer_long_texts.py"
 """In the order of the folders it comes last of those that take long, of which each is run by one process."""
 DEMO_MODEL = Path(tasks.demo.__file__).parent / "haiku-q4_k_m.gguf"
@@ -146,12 +147,25 @@ def _import_tests(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what would run alone at the end, and skip tests for a GPU where there is none."""
-    items.sort(key=lambda item: item.path.name != LONG_FILE)
+    """Put the files in order, and skip tests for a GPU where there is none."""
+    turns = _turns(list(dict.fromkeys(item.path for item in items)))
+    items.sort(key=lambda item: turns[item.path])
     for_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if for_gpu and (reason := _why_no_gpu()):
         for item in for_gpu:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _turns(paths: list[Path]) -> dict[Path, float]:
+    """Where files come, so that no core waits: those that compute and those that wait for other processes, in turn.
+
+    The files of the Celery process wait longest and begin. So does one that would run alone at the end.
+    """
+    computing = [path for path in paths if path.is_relative_to(TESTS / "worker")]
+    waiting = [path for path in paths if not path.is_relative_to(TESTS / "worker")]
+    waiting.sort(key=lambda path: not path.is_relative_to(TESTS / "tasks"))
+    turns = {path: number / len(files) for files in (computing, waiting) for number, path in enumerate(files)}
+    return turns | {path: -1 for path in paths if path.name == LONG_FILE}
 
 
 def _why_no_gpu() -> str:
