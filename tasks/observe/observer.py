@@ -8,6 +8,7 @@ import time
 from typing import Literal
 
 from orcd.result import Result
+from orcd.store.redis_address import RedisAddress
 from tasks.observe.health.health_snapshot import HealthSnapshot, Load
 from tasks.observe.job_rate import JobRate
 from tasks.observe.job_tracer import JobTracer
@@ -33,7 +34,7 @@ class Observer:
     def __init__(self, log: EventLog, worker_id: str, settings: Settings, tracer: JobTracer | None = None) -> None:
         self.worker_id = worker_id
         self.model = settings.model_name
-        self.log = WorkerLog(log)
+        self.log = WorkerLog(log, RedisAddress.parse(settings.redis_url))
         self.metrics = Metrics(settings)
         self._tracer = tracer
         self.loading: contract.Load | None = None

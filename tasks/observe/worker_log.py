@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import Any
+
+import redis
 
 from orcd.errors import OrcdError, places
 from orcd.result import Result
+from orcd.store.redis_address import RedisAddress
+from orcd.store.redis_connection import explain
 from orcd.store.submission import is_well_formed
 from tasks.observe.observed_job import ObservedJob
 from worker import contract
@@ -19,8 +24,9 @@ LOAD_STEP_PERCENT = 10
 class WorkerLog:
     """Says what happens to a worker, its engine and its jobs, in events whose names and fields are an interface."""
 
-    def __init__(self, log: EventLog) -> None:
+    def __init__(self, log: EventLog, redis_address: RedisAddress) -> None:
         self._log = log
+        self._redis_address = redis_address
         self._load_percent = -LOAD_STEP_PERCENT
         self._last_retry: dict[str, float] = {}
 
@@ -141,12 +147,18 @@ class WorkerLog:
         now = time.monotonic()
         if now - self._last_retry.get(doing, -RETRY_EVERY_S) >= RETRY_EVERY_S:
             self._last_retry[doing] = now
-            self._log.event("error", level="warning", code="INTERNAL", doing=doing, cause=type(error).__name__)
+            self._failed(doing, error)
 
     def unannounced(self, num_jobs: int, error: Exception) -> None:
         """So many jobs were given back, but their messages could not be sent: they wait until a reaper sends them."""
-        cause = type(error).__name__
-        self._log.event("error", level="warning", code="INTERNAL", doing="publish", jobs=num_jobs, cause=cause)
+        self._failed("publish", error, jobs=num_jobs)
+
+    def _failed(self, doing: str, error: Exception, **fields: Any) -> None:
+        """What Redis refuses is told in words; another error's text stays unsaid, as it may hold what users wrote."""
+        refusal = error if isinstance(error, redis.RedisError) else error.__cause__
+        shown = explain(refusal, self._redis_address) if isinstance(refusal, redis.RedisError) else OrcdError()
+        cause, message = type(error).__name__, shown.message or None
+        self._log.event("error", level="warning", code=shown.code, doing=doing, message=message, cause=cause, **fields)
 
     def draining(self, num_jobs: int, timeout_s: float) -> None:
         """The worker is told to leave: it takes no more jobs, and those in flight have so long to end."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import redis
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from kombu.exceptions import OperationalError
 
 from orcd.errors import InvalidRequest
 from tests.tasks.dispatch.byte_model import READY
@@ -79,6 +81,23 @@ def test_what_is_tried_again_and_again_is_told_once_and_without_the_errors_text(
     monkeypatch.setattr("tasks.observe.worker_log.RETRY_EVERY_S", 0.0)
     watched.observer.log.retrying("append", ConnectionError())
     assert len(watched.events()) == 1
+
+
+def test_a_redis_that_is_away_or_refuses_is_no_fault_of_ours(watched: Watched) -> None:
+    log = watched.observer.log
+    log.retrying("append", redis.ResponseError(f"user_script: OOM command not allowed when used memory > {CANARY}"))
+    wrapped = OperationalError(CANARY)
+    wrapped.__cause__ = redis.ConnectionError(CANARY)
+    log.unannounced(3, wrapped)
+    log.retrying("health", OSError(CANARY))
+    assert CANARY not in watched.text
+    full, away, ours = watched.events()
+    assert full["message"] == "Redis at redis://127.0.0.1:6379/0 is full; raise its maxmemory"
+    assert (full["code"], full["cause"], full["doing"]) == ("REDIS_UNAVAILABLE", "ResponseError", "append")
+    assert away["message"] == "cannot reach Redis at redis://127.0.0.1:6379/0; start it or set ORCD_REDIS_URL"
+    assert (away["code"], away["cause"], away["jobs"]) == ("REDIS_UNAVAILABLE", "OperationalError", 3)
+    assert (ours["code"], ours["cause"]) == ("INTERNAL", "OSError")
+    assert "message" not in ours
 
 
 def test_what_is_refused_is_told_by_its_id_where_that_may_be_shown(watched: Watched) -> None:
