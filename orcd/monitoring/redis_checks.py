@@ -16,7 +16,7 @@ from orcd.store.redis_address import RedisAddress
 from orcd.store.redis_connection import connect, explain
 
 LEAST_VERSION = (6, 2)
-ACL_ADVICE = "give the user the rights in docs/redis.acl"
+ACL_ADVICE = "give the user the rights in docs/redis.acl, and rename no command"
 SCRIPT = "return redis.call('EXISTS', KEYS[1])"
 PROBE = "orcd:doctor"
 """A key and a channel that checks write to; the key is gone after a second."""
@@ -107,7 +107,8 @@ def server_checks(info: Mapping[str, Any]) -> Iterator[Check]:
     if numbers < LEAST_VERSION:
         yield Check("redis version", "problem", version, "install Redis 6.2 or newer")
     else:
-        yield Check("redis version", "good", version)
+        names = [f"{name} {info[key]}" for name in ("Valkey", "Redict") if (key := f"{name.lower()}_version") in info]
+        yield Check("redis version", "good", "".join(f"{name}, compatible with " for name in names) + version)
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if policy == "noeviction":
         limit = int(info.get("maxmemory", 0))

@@ -45,6 +45,10 @@ OLDEST_VERSION = (6, 2)
 """Of Redis, and of servers that say they are compatible with it."""
 
 
+_UNKNOWN_COMMAND = re.compile(r"unknown command [`']([A-Z]+)|command called from")
+"""What a server says of a command that it has not or has renamed, by itself and within a script."""
+
+
 class UnsuitableRedisError(redis.RedisError):
     """The server that answers is none that orcd can work with. The text is a sentence's end: what it is."""
 
@@ -245,6 +249,10 @@ def explain(error: redis.RedisError, address: RedisAddress) -> RedisUnavailable:
         text = f"Redis at {address} is full; raise its maxmemory"
     elif "DB index is out of range" in str(error):
         text = f"Redis at {address} has no database {address.db}; set ORCD_REDIS_URL"
+    elif unknown := _UNKNOWN_COMMAND.search(str(error)):
+        oldest = ".".join(map(str, OLDEST_VERSION))
+        name = unknown[1] or "a command"
+        text = f"Redis at {address} does not know {name}; use version {oldest} or newer, with no command renamed"
     else:
         text = f"Redis at {address} refused a command: {type(error).__name__}"
     return RedisUnavailable(text)

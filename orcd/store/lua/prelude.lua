@@ -36,8 +36,8 @@ end
 
 -- Run one job's step. Returns what it returned, or nil where this job's keys are of a wrong type or hold what cannot be
 -- used: that concerns no other job. What Redis refuses to everybody (it is full, read-only, without its replicas, cannot
--- save, loads its data, or does not allow its user to) is an error of the whole script; it comes with the first write, so
--- nothing is half done.
+-- save, loads its data, does not allow its user to, or lacks the command) is an error of the whole script; it comes with the
+-- first write, so nothing is half done.
 local function guarded(step, ...)
     local done, answer = pcall(step, ...)
     if done then
@@ -45,7 +45,7 @@ local function guarded(step, ...)
     end
     local text = tostring(type(answer) == 'table' and answer.err or answer)
     local refusals = {'OOM ', 'READONLY', 'NOREPLICAS', 'MISCONF', 'LOADING', 'MASTERDOWN', 'NOPERM', "can't run this command",
-        "can't access at least one of the keys", 'read only replica'}
+        "can't access at least one of the keys", 'read only replica', 'command called from'}
     for _, refusal in ipairs(refusals) do
         if string.find(text, refusal, 1, true) then
             error(answer, 0)

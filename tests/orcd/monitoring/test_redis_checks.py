@@ -85,6 +85,12 @@ def test_a_server_that_keeps_no_scripts_is_told_of() -> None:
     with ServerWithoutScripts() as server:
         rights = {check.name: check for check in RedisChecks(ClientSettings(redis_url=server.url))}["redis rights"]
     assert (rights.outcome, rights.found) == ("problem", "refused: scripts")
+    assert rights.advice == "give the user the rights in docs/redis.acl, and rename no command"
+
+
+def test_a_server_of_another_name_is_called_by_it() -> None:
+    found = {check.name: check for check in server_checks(INFO | {"valkey_version": "9.1.2"})}["redis version"]
+    assert (found.outcome, found.found) == ("good", f"Valkey 9.1.2, compatible with {INFO['redis_version']}")
 
 
 @pytest.mark.parametrize(

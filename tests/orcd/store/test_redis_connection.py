@@ -73,6 +73,15 @@ SETTINGS = ClientSettings(redis_url="redis://:secret@redis:6379/0")
             redis.InvalidResponse("secret"),
             "what answers at redis://:**@redis:6379/0 is no Redis; set ORCD_REDIS_URL",
         ),
+        (
+            redis.ResponseError("unknown command `HELLO`, with args beginning with: `3`, `secret`"),
+            "Redis at redis://:**@redis:6379/0 does not know HELLO; use version 6.2 or newer, with no command renamed",
+        ),
+        (
+            redis.ResponseError("Unknown Redis command called from script script: 7ae0187b, on @user_script:1."),
+            "Redis at redis://:**@redis:6379/0 does not know a command; use version 6.2 or newer, "
+            "with no command renamed",
+        ),
         (UnsuitableRedisError("is no Redis"), "Redis at redis://:**@redis:6379/0 is no Redis"),
         (
             MasterNotFoundError("secret"),
@@ -214,6 +223,16 @@ def test_a_cluster_is_refused_in_words():
 def test_a_redis_that_is_too_old_is_refused(redis_url: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(redis_connection, "OLDEST_VERSION", (99, 5))
     assert "; orcd needs 99.5 or newer" in status_error(redis_url)
+
+
+@pytest.mark.parametrize(("renamed", "what"), [("EVALSHA", "EVALSHA"), ("TIME", "a command")])
+def test_a_redis_that_lacks_a_command_is_told_of(renamed: str, what: str) -> None:
+    """It is not the job that is damaged where a script lacks one."""
+    with ConfiguredServer(rename_command=f"{renamed} other") as server, Client(server.url) as client:
+        with pytest.raises(RedisUnavailable) as caught:
+            client.submit(prompt="x", job_id="a")
+        words = f"does not know {what}; use version 6.2 or newer, with no command renamed"
+        assert caught.value.message == f"Redis at {server.url} {words}"
 
 
 def test_a_client_leaves_a_server_that_became_a_replica(redis_server: RedisServer):
