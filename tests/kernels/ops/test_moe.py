@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from kernels.batch import LayerCache, Step
 from kernels.devices.cuda import CudaDevice
+from kernels.ops.attention import cache_shape, rope_attention
+from kernels.ops.attention_plan import plan_attention
 from kernels.ops.decode_step import select_rows
 from kernels.ops.matmul import linear_residual, norm_linear
 from kernels.ops.moe import norm_moe_residual
 from kernels.runtime.device_array import DeviceArray
-from kernels.weights.parameters import Clamp, Geglu, RmsNorm
+from kernels.weights.parameters import Attention, Clamp, Geglu, RmsNorm
 from tests.kernels.conftest import Download, Empty, Upload
 from tests.kernels.ops.random_weights import random_weight, values_of
 from tests.kernels.ops.test_matmul import load, relative
@@ -172,25 +175,34 @@ def test_layers_in_a_graph_have_the_bits_of_kernels_that_wait_for_each_other(
     gate, up = (random_weight(name, (num_experts, inner, width), rng, bias=True) for _ in range(2))
     down = random_weight(name, (num_experts, width, inner), rng, bias=True)
     router_weight = random_weight("F32", (num_experts, width), rng, bias=True)
-    into, back = random_weight("Q8_0", (1280, width), rng), random_weight("Q8_0", (width, 1280), rng)
+    heads, kv_heads, size, context_tokens = 8, 2, 64, 300
+    into = [random_weight(name, (rows, width), rng) for name, rows in (("Q4_K", 640), ("Q6_K", 128))]  # V overlaps Q, K
+    back = random_weight("Q8_0", (width, heads * size), rng)
     experts, router, first, last = load(
         device,
         lambda store: (
             store.experts(gate, up, down),
             store.router(router_weight, num_used),
-            store.projection([into]),
+            store.projection(into),
             store.projection([back]),
         ),
     )
+    attention = Attention(heads, kv_heads, size, scale=size**-0.5)
+    step, num_blocks = _decode_step(upload, num_tokens, context_tokens)
+    shape = cache_shape(num_blocks, 16, kv_heads, size)
+    cache = LayerCache(*(upload(rng.normal(size=shape).astype(np.float16)) for _ in "kv"))
     norm = RmsNorm(upload(rng.normal(1, 0.1, width).astype(np.float32)), 1e-5)
     x, rows = upload(rng.normal(size=(num_tokens, width)).astype(np.float32)), upload(np.arange(num_tokens, dtype="i4"))
-    between, context = empty((num_tokens, 1280), np.float16), device.context
+    qkv, attended = (empty((num_tokens, columns), np.float16) for columns in (768, heads * size))
+    context = device.context
 
     def layers() -> DeviceArray:
         stream = select_rows(context, x, rows, width)
+        plan = plan_attention(context, step, attention)
         for _ in range(num_layers):
-            norm_linear(context, stream, norm, first, out=between)
-            linear_residual(context, between, last, out=stream)
+            norm_linear(context, stream, norm, first, out=qkv)
+            rope_attention(context, qkv, None, attention, step, plan, out_cache=cache, out=attended)
+            linear_residual(context, attended, last, out=stream)
             norm_moe_residual(context, stream, norm, router, experts, CLAMP, out=stream)
         return stream
 
@@ -210,3 +222,12 @@ def test_layers_in_a_graph_have_the_bits_of_kernels_that_wait_for_each_other(
         graph.launch()
         np.testing.assert_array_equal(download(streams[0]), expected)
     context.release(mark)
+
+
+def _decode_step(upload: Upload, num_sequences: int, num_tokens: int) -> tuple[Step[DeviceArray], int]:
+    """The last of ``num_tokens`` tokens of each sequence, and the blocks of 16 tokens of all."""
+    rows, last = np.arange(num_sequences), num_tokens - 1
+    tables = np.arange(num_sequences * (last // 16 + 1)).reshape(num_sequences, -1)
+    slots, lengths = tables[:, last // 16] * 16 + last % 16, np.full(num_sequences, num_tokens)
+    arrays = (rows, lengths - 1, slots, rows, np.arange(num_sequences + 1), lengths, lengths, tables, rows)
+    return Step(*(upload(array.astype(np.int32)) for array in arrays)), tables.size
