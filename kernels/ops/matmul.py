@@ -32,6 +32,7 @@ from kernels.ops.matmul_tuning import (
     SmallBatchShape,
     TileShape,
     can_norm,
+    gains_in_narrow_blocks,
     is_small_batch,
     ring_bytes,
     small_batch_shape,
@@ -210,7 +211,7 @@ def launch_small_batch(
         num_tokens=product.out.shape[0],
         routing=routing,
     )
-    is_narrow = shape.num_warps <= matrix.format.narrow_warps and kernel in _OF_NARROW_BLOCKS
+    is_narrow = kernel in _OF_NARROW_BLOCKS and gains_in_narrow_blocks(matrix, shape)
     source, threads = _NARROW_SOURCE if is_narrow else _SOURCE, 32 * shape.num_warps
     context.launch(source, kernel, grid, threads, params, shared_bytes=shape.shared_bytes, FORMAT=matrix.format.name)
 

@@ -87,6 +87,16 @@ def summed_shape(gpu: GpuSpec, matrix: PackedMatrix, num_used: int) -> SmallBatc
     return SmallBatchShape(matrix.num_tiles, 1, num_warps, ring_at, shared_bytes)
 
 
+def gains_in_narrow_blocks(matrix: PackedMatrix, shape: SmallBatchShape) -> bool:
+    """Whether threads of small blocks have registers for two groups of chunks where others have not, and use for them.
+
+    Where each warp has but one group, those registers leave room for a block of the next kernel.
+    """
+    chunks = -(-matrix.num_units // matrix.num_partitions) * matrix.format.unit_chunks
+    has_several = chunks > matrix.format.streamed_chunks or matrix.num_tiles > shape.num_blocks * shape.tiles_at_once
+    return has_several and shape.num_warps <= matrix.format.narrow_warps
+
+
 def _warp_bytes(matrix: PackedMatrix, num_tokens: int) -> int:
     """Shared memory of a warp: its ring of weights, or where it streams these their scales."""
     if num_tokens == 1 and matrix.format.is_streamed:
