@@ -15,8 +15,6 @@ from kernels.ops.copied.copied_slices import multiply_sliced_copy, sliced_shape
 from kernels.ops.copied.copy_value import OVER_ESTIMATE_US
 from kernels.ops.matmul_params import (
     NO_ROUTING,
-    OVERLAPS_PREVIOUS,
-    PICKS_ROWS,
     Epilogue,
     ExpertTiles,
     Product,
@@ -177,7 +175,8 @@ def project(
         x, x_rows, norm = normed, None, None
     multiply, column = multiply_small_batch if small else _multiply_many, 0
     for matrix in layers.matrices:
-        multiply(context, Product(x, matrix, out, epilogue, column, norm, x_rows, column > 0, alpha))
+        is_overlapped = column == 0 and len(layers.matrices) > 1
+        multiply(context, Product(x, matrix, out, epilogue, column, norm, x_rows, column > 0, is_overlapped, alpha))
         column += matrix.num_rows
 
 
@@ -199,10 +198,12 @@ def launch_small_batch(
 ) -> None:
     """One of the kernels for one to four tokens."""
     matrix = product.matrix
+    is_narrow = kernel in _OF_NARROW_BLOCKS and gains_in_narrow_blocks(matrix, shape)
+    waits = is_narrow and product.is_overlapped and shape.num_warps < matrix.format.narrow_warps
     params = SmallBatchParams(
         x=product.x.pointer,
         tiles_at_once=shape.tiles_at_once,
-        flags=OVERLAPS_PREVIOUS * product.overlaps_previous | PICKS_ROWS * (product.x_rows is not None),
+        flags=product.flags(waits=waits),
         matrix=matrix.params,
         x_rows=pointer_of(product.x_rows),
         output=output_params(product),
@@ -211,8 +212,7 @@ def launch_small_batch(
         num_tokens=product.out.shape[0],
         routing=routing,
     )
-    is_narrow = kernel in _OF_NARROW_BLOCKS and gains_in_narrow_blocks(matrix, shape)
-    source, threads = _NARROW_SOURCE if is_narrow else _SOURCE, 32 * shape.num_warps
+    source, threads = _NARROW_SOURCE if is_narrow else _SOURCE, 32 * (shape.num_warps + waits)
     context.launch(source, kernel, grid, threads, params, shared_bytes=shape.shared_bytes, FORMAT=matrix.format.name)
 
 

@@ -32,8 +32,13 @@ class Epilogue(IntEnum):
         return self in (Epilogue.SWIGLU, Epilogue.CLAMPED_SWIGLU, Epilogue.GEGLU)
 
 
-OVERLAPS_PREVIOUS, PICKS_ROWS = 1, 2  # flags of `SmallBatchParams`
-declare_constants("matmul/matmul_weights.cuh", OVERLAPS_PREVIOUS=OVERLAPS_PREVIOUS, PICKS_ROWS=PICKS_ROWS)
+OVERLAPS_PREVIOUS, PICKS_ROWS, HAS_WAITING_WARP = 1, 2, 4  # flags of `SmallBatchParams`
+declare_constants(
+    "matmul/matmul_weights.cuh",
+    OVERLAPS_PREVIOUS=OVERLAPS_PREVIOUS,
+    PICKS_ROWS=PICKS_ROWS,
+    HAS_WAITING_WARP=HAS_WAITING_WARP,
+)
 declare_enum("matmul/matmul_epilogue.cuh", "EpilogueKind", [*(kind.name for kind in Epilogue), "NUM_EPILOGUES"])
 
 
@@ -42,8 +47,9 @@ class Product(NamedTuple):
 
     ``x`` [T, K] is float16; with a ``norm`` it is float32 and normed first, with ``x_rows`` [T] those of its rows. In a
     mixture of experts a row of ``x`` may stand for several of ``out``. ``overlaps_previous``: the product neither reads
-    what the kernel launched before it writes, nor writes what that one touches. ``alpha`` and ``limit`` are those of
-    the clamped SwiGLU; else ``alpha`` is the cap of SOFTCAP, or the factor of GEGLU and of what is float32.
+    what the kernel launched before it writes, nor writes what that one touches; ``is_overlapped``: it does not, but the
+    next product does. ``alpha`` and ``limit`` are those of the clamped SwiGLU; else ``alpha`` is the cap of SOFTCAP, or
+    the factor of GEGLU and of what is float32.
     """
 
     x: DeviceArray
@@ -54,8 +60,14 @@ class Product(NamedTuple):
     norm: DeviceNorm | None = None
     x_rows: DeviceArray | None = None
     overlaps_previous: bool = False
+    is_overlapped: bool = False
     alpha: float = 1.0
     limit: float = 0.0
+
+    def flags(self, *, waits: bool) -> int:
+        """Those of `SmallBatchParams`; ``waits``: HAS_WAITING_WARP."""
+        picks_rows = self.x_rows is not None
+        return OVERLAPS_PREVIOUS * self.overlaps_previous | PICKS_ROWS * picks_rows | HAS_WAITING_WARP * waits
 
     def can_store(self, num_bytes: int) -> bool:
         """Whether so many bytes of a row's outputs can be stored at once: what is beside them begins at multiples."""

@@ -83,6 +83,7 @@ DEVICE void copy_x(u8* to, const u8* x, int num_bytes) {
 // memory: x as float16; a norm's sums and its weights; the sums of tiles; each warp's ring of weights, or their scales.
 template <GemvInput INPUT, int PLACES = Layout<FORMAT>::streamed_places>
 DEVICE void matmul_gemv(const SmallBatchParams& p) {
+    if (INPUT != GEMV_ROUTED && p.flags & HAS_WAITING_WARP && threadIdx.x >= blockDim.x - 32) wait_for_previous();
     const MatrixParams& matrix = p.matrix;
     const int lane = threadIdx.x % 32, at = threadIdx.x * 16, x_bytes = matrix.width * 2;
     const Place place(p);

@@ -23,7 +23,9 @@ struct RoutingParams {
 struct SmallBatchParams {
     const void* x;      // [num_x_rows, width] float16; matmul_gemv_normed: float32
     int tiles_at_once;  // of a block
-    int flags;          // OVERLAPS_PREVIOUS: what it reads was there before the previous kernel began; PICKS_ROWS
+    // OVERLAPS_PREVIOUS: what it reads was there before the previous kernel began; PICKS_ROWS; HAS_WAITING_WARP: the
+    // last one, without a tile, waits for the previous kernel at once, so that a product that overlaps this one starts
+    int flags;
     MatrixParams matrix;
     const int* x_rows;  // [num_tokens] which row of x, if it PICKS_ROWS; else null: in order
     OutputParams output;
