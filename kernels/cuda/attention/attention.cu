@@ -152,6 +152,8 @@ KERNEL __launch_bounds__(DECODE_THREADS) attention_decode(const __grid_constant_
 KERNEL __launch_bounds__(DECODE_THREADS) rope_attention_decode(const __grid_constant__ RopeAttentionParams params) {
     extern __shared__ __align__(16) u8 shared[];
     const AttentionParams& p = params.attention;
+    // Few blocks of one token's have work: those of the product that follows take the places of the others.
+    if (p.num_tokens == 1) start_next();
     const i32 index = blockIdx.x / p.num_kv_heads, kv_head = blockIdx.x - index * p.num_kv_heads;
     const Item speculative = speculative_item(p, index);
     NewRows rows(params);
