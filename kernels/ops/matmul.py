@@ -198,8 +198,8 @@ def launch_small_batch(
 ) -> None:
     """One of the kernels for one to four tokens."""
     matrix = product.matrix
-    is_narrow = kernel in _OF_NARROW_BLOCKS and gains_in_narrow_blocks(matrix, shape)
-    waits = is_narrow and product.is_overlapped and shape.num_warps < matrix.format.narrow_warps
+    is_narrow = kernel in _OF_NARROW_BLOCKS and gains_in_narrow_blocks(matrix, shape, normed=product.norm is not None)
+    waits = product.is_overlapped and kernel in _OF_NARROW_BLOCKS and shape.num_warps < matrix.format.narrow_warps
     params = SmallBatchParams(
         x=product.x.pointer,
         tiles_at_once=shape.tiles_at_once,

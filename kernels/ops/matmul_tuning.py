@@ -87,14 +87,15 @@ def summed_shape(gpu: GpuSpec, matrix: PackedMatrix, num_used: int) -> SmallBatc
     return SmallBatchShape(matrix.num_tiles, 1, num_warps, ring_at, shared_bytes)
 
 
-def gains_in_narrow_blocks(matrix: PackedMatrix, shape: SmallBatchShape) -> bool:
+def gains_in_narrow_blocks(matrix: PackedMatrix, shape: SmallBatchShape, *, normed: bool) -> bool:
     """Whether threads of small blocks have registers for two groups of chunks where others have not, and use for them.
 
-    Where each warp has but one group, those registers leave room for a block of the next kernel.
+    Where each warp has but one group, those registers leave room for a block of the next kernel. While x is ``normed``
+    the second group comes to the L2 cache as it is.
     """
-    chunks = -(-matrix.num_units // matrix.num_partitions) * matrix.format.unit_chunks
-    has_several = chunks > matrix.format.streamed_chunks or matrix.num_tiles > shape.num_blocks * shape.tiles_at_once
-    return has_several and shape.num_warps <= matrix.format.narrow_warps
+    groups = -(-matrix.num_units // matrix.num_partitions) * matrix.format.unit_chunks / matrix.format.streamed_chunks
+    has_more = groups > (2 if normed else 1) or matrix.num_tiles > shape.num_blocks * shape.tiles_at_once
+    return has_more and shape.num_warps <= matrix.format.narrow_warps
 
 
 def _warp_bytes(matrix: PackedMatrix, num_tokens: int) -> int:
