@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from collections.abc import Sequence as Series
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -96,12 +95,14 @@ class CudaRunner:
         self._late_draw: Draw | None = None  # of the step that was launched up to its logits
         self._drawing, self._drawing_rows = Drawing({}), np.empty(0, np.intp)  # of the last that draws behind a graph
         self._decoding, self._draws_in_graph, self._is_greedy = list[Chunk](), True, True  # the last decode step
-        with _named_errors():
+        try:
             empty_rows(device.ops, self._rows, self._uploads, limits.block_tokens)
             self._logit_masker.send([], [])
             self._graphs = DecodeGraphs(
                 model, self._cache, self._rows, limits.block_tokens, draw, buffers.prefixes, host_ids, capture=capture
             )
+        except CudaFailure as error:  # it names the kernel
+            raise CudaError(str(error)) from error
         self._whole_graphs = None
         if capture:
             self._whole_graphs = WholeStepGraphs(model, self._cache, self._rows, self._whole, limits, draw)
@@ -119,27 +120,35 @@ class CudaRunner:
         """Enqueue a step. Raises `CudaError`, and nothing else of a model with recurrent layers."""
         assert self._late_draw is None, "a step before this one that nobody has drawn from"
         self._times.launch(self._in_flight)
-        with self._forgetting():
+        try:
             is_decode = chunks is self._decoding or only_decodes(chunks)
             draw = self._decode(chunks) if is_decode else self._run_whole(chunks)
             if draws:
                 self._in_flight.append(draw(()))
             else:
                 self._late_draw = draw
+        except Exception as error:
+            self._forget_after(error)
+            raise
 
     def draw(self, void: Collection[Sequence]) -> None:
         """Enqueue the rest of the step that was launched up to its logits. Raises what `launch` does."""
         draw, self._late_draw = self._late_draw, None
         assert draw is not None, "a step that was drawn from"
-        with self._forgetting():
+        try:
             self._in_flight.append(draw(void))
+        except Exception as error:
+            self._forget_after(error)
+            raise
 
     def collect(self) -> Results:
         """Wait for the oldest step in flight; a result for each of its chunks. Raises `CudaError`."""
         step = self._in_flight.popleft()
-        with _named_errors():
+        try:
             ids = self._times.read_ids(step, self._timeout_s)
             return step.results(ids, self._timeout_s)
+        except CudaFailure as error:
+            raise CudaError(str(error)) from error
 
     def _decode(self, chunks: list[Chunk]) -> Draw:
         if chunks is not self._decoding:
@@ -266,18 +275,13 @@ class CudaRunner:
         for resets in self._edit_rows.take_resets():
             self._edit_sender.send(resets)
 
-    @contextmanager
-    def _forgetting(self) -> Iterator[None]:
-        """After a failure the device may or may not have got what it was told: tell it everything anew."""
-        try:
-            yield
-        except Exception as error:
-            self._forget_rows()
-            if isinstance(error, CudaFailure):
-                raise CudaError(str(error)) from error
-            if self._limits.has_states:
-                raise CudaError(f"a step with states failed: {type(error).__name__} at {places(error)[-1]}") from error
-            raise
+    def _forget_after(self, error: Exception) -> None:
+        """The device may not have got what it was told: tell it everything anew. Raises what becomes a `CudaError`."""
+        self._forget_rows()
+        if isinstance(error, CudaFailure):
+            raise CudaError(str(error)) from error
+        if self._limits.has_states:
+            raise CudaError(f"a step with states failed: {type(error).__name__} at {places(error)[-1]}") from error
 
     def _forget_rows(self) -> None:
         """Whatever the device holds of rows, it will be told anew."""
@@ -288,12 +292,3 @@ class CudaRunner:
 
     def _fetch(self, num_ids: int) -> Download:
         return self._downloads.fetch(view(self._rows.drawn, 0, (num_ids * 4,), np.uint8))
-
-
-@contextmanager
-def _named_errors() -> Iterator[None]:
-    """A failure of the device as an error with a code; it names the kernel."""
-    try:
-        yield
-    except CudaFailure as error:
-        raise CudaError(str(error)) from error
