@@ -184,14 +184,21 @@ struct NewRows {
     DEVICE void rotate_into(u8* place, const Item& item) {
         const int warp = threadIdx.x / 32;
         const Rotation of_queries = times(rotation, query_factor);
+        // Side by side, so that none waits for the others; what a warp has not fetched is of no importance.
+        uint2 heads[WARP_QUERIES + 1];
+        const Rotation* rotations[WARP_QUERIES + 1];
+        const HeadNorm* norms[WARP_QUERIES + 1];
+#pragma unroll
+        for (int i = 0; i < WARP_QUERIES; i++) heads[i] = queries[i], rotations[i] = &of_queries, norms[i] = &query_norm;
+        heads[WARP_QUERIES] = new_kv, rotations[WARP_QUERIES] = &rotation, norms[WARP_QUERIES] = &key_norm;
+        rotate_heads(heads, at, rotations, norms);
 #pragma unroll
         for (int i = 0; i < WARP_QUERIES; i++) {
             const int row = i * DECODE_WARPS + warp;
-            if (row < item.num_rows)  // what rows hold that nobody asks for is of no importance
-                store_head((u16*)(place + row * QUERY_BYTES), at, rotate_head(queries[i], at, of_queries, query_norm));
+            if (row < item.num_rows) store_head((u16*)(place + row * QUERY_BYTES), at, heads[i]);
         }
         if (warp < 2) {
-            cached_kv = to_cache(warp == 0 ? rotate_head(new_kv, at, rotation, key_norm) : new_kv);
+            cached_kv = to_cache(warp == 0 ? heads[WARP_QUERIES] : new_kv);
             u8* const row = place + (NEW_KEY + warp) * QUERY_BYTES;
             store_cached(row, (u16*)(row + HEAD_DIM), at, cached_kv);
         }

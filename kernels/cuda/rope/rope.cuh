@@ -70,29 +70,69 @@ DEVICE void rotate_pair(float& first, float& second, float cosine, float sine) {
     first = rotated;
 }
 
-// A lane's elements of a head, normed and rotated. All lanes of a warp call it.
+// The sums of squares of several heads' elements divided by HEAD_DIM, side by side.
+template <int COUNT>
+DEVICE void mean_squares(float (&means)[COUNT], const float (&x)[COUNT][4], const HeadLane& at) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        const float (&four)[4] = x[i];
+        float squares = __fmul_rn(four[0], four[0]);
+        squares = at.apart ? __fmaf_rn(four[2], four[2], squares) : __fmaf_rn(four[1], four[1], squares);
+        squares = at.apart ? __fmaf_rn(four[1], four[1], squares) : __fmaf_rn(four[2], four[2], squares);
+        means[i] = __fmaf_rn(four[3], four[3], squares);
+    }
+#pragma unroll
+    for (int distance = 16; distance; distance >>= 1)  // as `warp_sum` does
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) means[i] += __shfl_xor_sync(ALL_LANES, means[i], distance);
+    constexpr bool is_power_of_2 = (HEAD_DIM & (HEAD_DIM - 1)) == 0;  // then the product has the same bits
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+        means[i] = is_power_of_2 ? __fmul_rn(means[i], 1.0f / HEAD_DIM) : __fdiv_rn(means[i], HEAD_DIM);
+}
+
+// A lane's elements of heads, normed and rotated, each by its own; all are normed, or none. All lanes of a warp call
+// it.
+template <int COUNT>
+DEVICE void rotate_heads(uint2 (&heads)[COUNT], const HeadLane& at, const Rotation* const (&rotations)[COUNT],
+                         const HeadNorm* const (&norms)[COUNT]) {
+    float x[COUNT][4];
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        x[i][0] = low_half(heads[i].x), x[i][1] = high_half(heads[i].x);
+        x[i][2] = low_half(heads[i].y), x[i][3] = high_half(heads[i].y);
+    }
+    if (norms[0]->wanted) {
+        float means[COUNT];
+        mean_squares(means, x, at);
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            const HeadNorm& norm = *norms[i];
+            const float inverse = rsqrtf(__fadd_rn(means[i], norm.epsilon));
+            x[i][0] = __fmul_rn(x[i][0], __fmul_rn(inverse, norm.first.x));
+            x[i][1] = __fmul_rn(x[i][1], __fmul_rn(inverse, norm.first.y));
+            x[i][2] = __fmul_rn(x[i][2], __fmul_rn(inverse, norm.second.x));
+            x[i][3] = __fmul_rn(x[i][3], __fmul_rn(inverse, norm.second.y));
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        const Rotation& rotation = *rotations[i];
+        // Without a branch: elements 0 and 2, 1 and 3 are pairs, or 0 and 1, 2 and 3.
+        float first[2] = {x[i][0], at.apart ? x[i][1] : x[i][2]}, second[2] = {at.apart ? x[i][2] : x[i][1], x[i][3]};
+        rotate_pair(first[0], second[0], rotation.cosine.x, rotation.sine.x);
+        rotate_pair(first[1], second[1], rotation.cosine.y, rotation.sine.y);
+        if (at.rotated) {
+            x[i][0] = first[0], x[i][1] = at.apart ? first[1] : second[0];
+            x[i][2] = at.apart ? second[0] : first[1], x[i][3] = second[1];
+        }
+        heads[i] = {pack_half2(x[i][0], x[i][1]), pack_half2(x[i][2], x[i][3])};
+    }
+}
 DEVICE uint2 rotate_head(uint2 words, const HeadLane& at, const Rotation& rotation, const HeadNorm& norm) {
-    float x[4] = {low_half(words.x), high_half(words.x), low_half(words.y), high_half(words.y)};
-    if (norm.wanted) {
-        float squares = __fmul_rn(x[0], x[0]);
-        squares = at.apart ? __fmaf_rn(x[2], x[2], squares) : __fmaf_rn(x[1], x[1], squares);
-        squares = at.apart ? __fmaf_rn(x[1], x[1], squares) : __fmaf_rn(x[2], x[2], squares);
-        squares = __fmaf_rn(x[3], x[3], squares);
-        const float inverse = rsqrtf(__fadd_rn(__fdiv_rn(warp_sum(squares), HEAD_DIM), norm.epsilon));
-        x[0] = __fmul_rn(x[0], __fmul_rn(inverse, norm.first.x));
-        x[1] = __fmul_rn(x[1], __fmul_rn(inverse, norm.first.y));
-        x[2] = __fmul_rn(x[2], __fmul_rn(inverse, norm.second.x));
-        x[3] = __fmul_rn(x[3], __fmul_rn(inverse, norm.second.y));
-    }
-    // Without a branch: elements 0 and 2, 1 and 3 are pairs, or 0 and 1, 2 and 3.
-    float first[2] = {x[0], at.apart ? x[1] : x[2]}, second[2] = {at.apart ? x[2] : x[1], x[3]};
-    rotate_pair(first[0], second[0], rotation.cosine.x, rotation.sine.x);
-    rotate_pair(first[1], second[1], rotation.cosine.y, rotation.sine.y);
-    if (at.rotated) {
-        x[0] = first[0], x[1] = at.apart ? first[1] : second[0];
-        x[2] = at.apart ? second[0] : first[1], x[3] = second[1];
-    }
-    return {pack_half2(x[0], x[1]), pack_half2(x[2], x[3])};
+    uint2 heads[1] = {words};
+    rotate_heads(heads, at, {&rotation}, {&norm});
+    return heads[0];
 }
 
 // ---- the cache
