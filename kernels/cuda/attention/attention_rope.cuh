@@ -153,13 +153,20 @@ struct NewRows {
         copied = __syncthreads_and(valid);
         if (copied) copy_tile_ahead(p, speculative, tile, shared);
         locate(speculative, kv_head);
-        compute_now(queries_at), compute_now(new_kv_at), compute_now(speculative_offset);
+        // The compiler would find these addresses behind the wait, were they not used before it.
+        prefetch(queries_at), prefetch(new_kv_at);
+        if (threadIdx.x < 64) prefetch(cache_row(p, threadIdx.x / 32, speculative_offset));
     }
 
     DEVICE void copy_tile_ahead(const AttentionParams& p, const Item& item, i32 tile, u8* shared) const {
         const u32 keys = shared_address(shared) + threadIdx.x / 32 * 2 * TILE_BYTES;
         copy_tile(keys, p.cache.keys, offset, tile, item.end_tile, item.num_keys - 1);
         copy_tile(keys + TILE_BYTES, p.cache.values, offset, tile, item.end_tile, item.num_keys - 1);
+    }
+
+    // Where a warp stores a row of keys (0) or values (1).
+    DEVICE static const u8* cache_row(const AttentionParams& p, int warp, i64 row) {
+        return (warp == 0 ? p.cache.keys : p.cache.values).heads + row * (HEAD_DIM * ELEMENT_BYTES);
     }
 
     // Finds out where an item's queries, K and V are.
