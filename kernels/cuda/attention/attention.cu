@@ -30,7 +30,6 @@ DEVICE void decode_item(const AttentionParams& p, const Item& item, i32 kv_head,
     u8* const new_rows = new_rows_at(shared);
     u8 *const key_tile = shared + 2 * warp * TILE_BYTES, *const value_tile = key_tile + TILE_BYTES;
     const u32 keys = shared_address(key_tile), values = keys + TILE_BYTES;
-    const i32 first_round = item.first_tile / DECODE_WARPS * DECODE_WARPS;
     const i32 num_cached = item.num_keys - Source::ARE_NEW, newest_tile = (item.num_keys - 1) / TILE_KEYS;
     const int halves = item.num_rows > DECODE_ROWS / 2 ? 2 : 1;
 
@@ -54,7 +53,7 @@ DEVICE void decode_item(const AttentionParams& p, const Item& item, i32 kv_head,
         if (item.first_tile / SPLIT_TILES == item.first_split) load_open_split(split, p, item, kv_head, row);
     }
 
-    for (i32 round = first_round; round < item.end_tile; round += DECODE_WARPS) {
+    for (i32 round = first_round(item); round < item.end_tile; round += DECODE_WARPS) {
         const i32 tile = round + warp, next = tile + DECODE_WARPS;
         if (tile >= item.first_tile && tile < item.end_tile) {
             typename Source::TileWeights weights;
@@ -78,21 +77,27 @@ DEVICE void decode_item(const AttentionParams& p, const Item& item, i32 kv_head,
         }
         __syncthreads();
         if (merges) {
-            Slice others[DECODE_WARPS];  // fetched together; merging nothing changes no bit
+            const i32 end = min(round + DECODE_WARPS, item.end_tile);
+            i32 first = max(round, item.first_tile), next;
+            do {  // once, or for each of two KV splits
+                next = min(end, (first / SPLIT_TILES + 1) * SPLIT_TILES);
+                Slice others[DECODE_WARPS];  // fetched together; merging nothing changes no bit
 #pragma unroll
-            for (int w = 0; w < DECODE_WARPS; w++) {
-                clear(others[w]);
-                if (round + w >= item.first_tile && round + w < item.end_tile) get(others[w], exchange, w);
-            }
+                for (int w = 0; w < DECODE_WARPS; w++) {
+                    clear(others[w]);
+                    if (round + w >= first && round + w < next) get(others[w], exchange, w);
+                }
 #pragma unroll
-            for (int w = 0; w < DECODE_WARPS; w++) merge(split, others[w]);
-            if ((round + DECODE_WARPS) % SPLIT_TILES == 0 || round + DECODE_WARPS >= item.end_tile) {
-                if (item.num_items == 1)
-                    merge(whole, split);
-                else
-                    store(p, partial_row(round / SPLIT_TILES), split);
-                clear(split);
-            }
+                for (int w = 0; w < DECODE_WARPS; w++) merge(split, others[w]);
+                if (next % SPLIT_TILES == 0 || next == item.end_tile) {
+                    if (item.num_items == 1)
+                        merge(whole, split);
+                    else
+                        store(p, partial_row(round / SPLIT_TILES), split);
+                    clear(split);
+                }
+                first = next;
+            } while (first < end);
         }
         if (round + DECODE_WARPS < item.end_tile) __syncthreads();
     }

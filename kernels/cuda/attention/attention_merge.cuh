@@ -8,7 +8,7 @@ constexpr int ROW_THREADS = DECODE_THREADS / BLOCK_ROWS;  // threads that merge 
 constexpr int THREAD_QUADS = (HEAD_DIM / 4 + ROW_THREADS - 1) / ROW_THREADS;
 // Floats: so that what `put` stores at once lies on different banks.
 constexpr int EXCHANGE_ROW = HEAD_DIM + (BLOCK_ROWS == 8 ? 4 : 8);
-static_assert(SPLIT_TILES % DECODE_WARPS == 0, "a round must not cross splits");
+static_assert(SPLIT_TILES % DECODE_WARPS == 0, "rounds that begin at a multiple of the warps cross no splits");
 
 // A thread's slice of a row's partial result: 4 elements from each of `column(0)`, `column(1)` ...
 struct Slice {

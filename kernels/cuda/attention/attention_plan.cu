@@ -37,6 +37,7 @@ struct Demand {
     bool decode;
     i32 row_tiles;  // items before they are divided
     i32 first_split, end_split;
+    bool is_short;  // has no more tiles than a KV split, maybe of two
 };
 
 DEVICE i32 lowest_key(const AttentionPlanParams& p, i32 position) {
@@ -51,8 +52,10 @@ DEVICE Demand demand_of(const AttentionPlanParams& p, i32 sequence, const Group*
     d.num_rows = d.num_tokens * p.group;
     d.decode = d.num_tokens == 1 || d.num_rows <= p.decode_plan.short_rows || !p.prefill.rows;
     d.row_tiles = divide_up(d.num_rows, d.decode ? DECODE_ROWS : p.prefill.rows);
-    d.first_split = lowest_key(p, d.num_keys - d.num_tokens) / (TILE_KEYS * SPLIT_TILES);
+    const i32 first_key = lowest_key(p, d.num_keys - d.num_tokens);
+    d.first_split = first_key / (TILE_KEYS * SPLIT_TILES);
     d.end_split = divide_up(d.num_keys, TILE_KEYS * SPLIT_TILES);
+    d.is_short = divide_up(d.num_keys, TILE_KEYS) - first_key / TILE_KEYS <= SPLIT_TILES;
     if (group) d.first_split = max(d.first_split, group->num_tiles / SPLIT_TILES);
     return d;
 }
@@ -169,7 +172,8 @@ KERNEL __launch_bounds__(32) attention_plan_one(const __grid_constant__ Attentio
     const Demand d = demand_of(p, 0, nullptr);
     const i32 num_splits = d.end_split - d.first_split, all_splits = d.row_tiles * num_splits;
     const i32 item_splits = max(1, divide_up(all_splits, p.decode_plan.wanted_items));
-    const bool is_divided = num_splits > item_splits && d.num_rows * num_splits <= p.decode_plan.partial_rows;
+    const bool is_divided =
+        num_splits > item_splits && !d.is_short && d.num_rows * num_splits <= p.decode_plan.partial_rows;
     const i32 num_items = is_divided ? divide_up(num_splits, item_splits) : 1, decodes = d.row_tiles * num_items;
     for (i32 i = threadIdx.x; i < p.num_arrivals; i += 32) p.arrivals[i] = 0;
     for (i32 i = threadIdx.x; i < decodes; i += 32) {
@@ -219,7 +223,7 @@ KERNEL attention_plan(const __grid_constant__ AttentionPlanParams p) {
         const i32 s = exists ? order[i] : 0;
         const Demand d = exists ? demand_of(p, s, prefixes.group_of(s)) : Demand{};
         const i32 num_splits = d.end_split - d.first_split;
-        const bool may_divide = d.decode && num_splits > item_splits;
+        const bool may_divide = d.decode && num_splits > item_splits && !d.is_short;
         const i32 wanted = may_divide ? d.num_rows * num_splits : 0;
         const i32 partial_start = partials + block_scan(wanted, sums, total);
         partials += total;

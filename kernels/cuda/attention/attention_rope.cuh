@@ -16,9 +16,15 @@ struct RopeAttentionParams {
     i32 num_blocks;    // of the cache
 };
 
-// The tile that a warp of a decode block begins with.
+// The first tile of a decode block's first round. A round crosses KV splits only where it is the only one, of an item
+// that is not divided.
+DEVICE i32 first_round(const Item& item) {
+    const bool is_only = item.num_items == 1 && item.end_tile - item.first_tile <= DECODE_WARPS;
+    return is_only ? item.first_tile : item.first_tile / DECODE_WARPS * DECODE_WARPS;
+}
+// The tile that a warp begins with.
 DEVICE i32 first_tile_of_warp(const Item& item) {
-    const i32 tile = item.first_tile / DECODE_WARPS * DECODE_WARPS + threadIdx.x / 32;
+    const i32 tile = first_round(item) + threadIdx.x / 32;
     return tile < item.first_tile ? tile + DECODE_WARPS : tile;
 }
 
@@ -45,6 +51,7 @@ DEVICE Item speculative_item(const AttentionParams& p, i32 index) {
 #if __CUDA_ARCH__ >= 900
     const int4 at = load_unordered((const int4*)(p.work.items + index));
     const int4 size = load_unordered((const int4*)(p.work.items + index) + 1);
+    const i32 num_items = load_unordered(&p.work.items[index].num_items);
     const i32 count = load_unordered(&p.work.counts->decode_items);
     const bool valid = index < count && (u32)at.x < p.num_tokens && (u32)at.y < p.num_tokens && (u32)at.w < p.group &&
                        size.x > 0 && size.x <= min(BLOCK_ROWS, p.group - at.w) && size.y > 0 &&
@@ -53,6 +60,7 @@ DEVICE Item speculative_item(const AttentionParams& p, i32 index) {
     if (!valid) return item;
     item.sequence = at.x, item.first_token = at.y, item.first_row = at.w;
     item.num_rows = size.x, item.num_keys = size.y, item.first_tile = size.z, item.end_tile = size.w;
+    item.num_items = num_items;
 #endif
     return item;
 }
@@ -61,7 +69,7 @@ DEVICE Item speculative_item(const AttentionParams& p, i32 index) {
 DEVICE bool same_start(const Item& a, const Item& b) {
     return a.sequence == b.sequence && a.first_token == b.first_token && a.first_row == b.first_row &&
            a.num_rows == b.num_rows && a.num_keys == b.num_keys && a.first_tile == b.first_tile &&
-           a.end_tile == b.end_tile;
+           a.end_tile == b.end_tile && a.num_items == b.num_items;
 }
 
 // ---- a block's queries and the new token's K and V
@@ -196,7 +204,8 @@ struct NewRows {
         const Rotation* rotations[WARP_QUERIES + 1];
         const HeadNorm* norms[WARP_QUERIES + 1];
 #pragma unroll
-        for (int i = 0; i < WARP_QUERIES; i++) heads[i] = queries[i], rotations[i] = &of_queries, norms[i] = &query_norm;
+        for (int i = 0; i < WARP_QUERIES; i++)
+            heads[i] = queries[i], rotations[i] = &of_queries, norms[i] = &query_norm;
         heads[WARP_QUERIES] = new_kv, rotations[WARP_QUERIES] = &rotation, norms[WARP_QUERIES] = &key_norm;
         rotate_heads(heads, at, rotations, norms);
 #pragma unroll
