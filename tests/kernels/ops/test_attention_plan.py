@@ -164,6 +164,17 @@ def test_every_row_meets_each_of_its_tiles_once(
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(("window", "num_items"), [(0, 2), (128, 1), (321, 2)])
+@pytest.mark.parametrize("num_sequences", [1, 3])
+def test_keys_of_two_splits_are_divided_unless_a_block_takes_all_at_once(
+    context: Context, upload: Upload, download: Download, window: int, num_items: int, num_sequences: int
+) -> None:
+    step = step_of(upload, np.full(num_sequences, 320, np.int32), np.ones(num_sequences, np.int32))
+    plan = plan_attention(context, step, Attention(14, 2, 64, scale=1.0, window=window))
+    assert read_counts(download, plan)["decode_items"] == num_sequences * num_items
+
+
+@pytest.mark.gpu
 def test_prefill_items_of_many_tiles_come_first_whatever_sequence_they_are_of(
     context: Context, upload: Upload, download: Download
 ) -> None:
