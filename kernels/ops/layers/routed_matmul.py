@@ -16,12 +16,13 @@ from kernels.ops.matmul_params import (
     hopper_params,
     tiled_params,
 )
-from kernels.ops.matmul_tuning import BLOCK_OUTPUTS, SmallBatchShape, small_batch_shape
+from kernels.ops.matmul_tuning import BLOCK_OUTPUTS, STREAMED_SCALE_BYTES, SmallBatchShape, small_batch_shape
 from kernels.runtime.cuda_constants import declare_traits
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import GpuSpec
 from kernels.runtime.launcher import Context
 from kernels.weights.formats import CHUNK, FORMATS, Format
+from kernels.weights.packed import PackedMatrix
 
 STAYING_SIZES = (64, 128)
 """Tokens of the tiles of matmul_tiled_experts_N, whose blocks stay for one tile after the other."""
@@ -30,6 +31,7 @@ _SM_BYTES = 225 * 1024
 _ROW_BYTES = 132 * 4  # of a token's float32 outputs in shared memory
 _GATED_BYTES = 144  # of its gated ones
 _BARRIER_BYTES, _ALIGNMENT = 256, 1024
+_RESERVED_BYTES = 1024  # of shared memory, by the system for each block
 
 
 class StayingRing(NamedTuple):
@@ -61,6 +63,20 @@ declare_traits(
 )
 
 
+def in_halves(gpu: GpuSpec, matrix: PackedMatrix, shape: SmallBatchShape) -> SmallBatchShape:
+    """The ``shape`` of one block an SM, or that of two with half of its tiles each; for what comes after the router.
+
+    The first of two begins beside a block of the router, and is there when that one ends. Both have room where threads
+    have registers for so many warps. They have the same work where a block has its tiles at once.
+    """
+    has_room = gpu.has_dependent_launch and matrix.format.routed_block_warps > matrix.format.block_warps
+    is_even = matrix.num_tiles == shape.num_blocks * shape.tiles_at_once and shape.tiles_at_once % 2 == 0
+    shared_bytes, num_warps = gpu.shared_bytes // 4 - _RESERVED_BYTES, shape.num_warps // 2
+    if not (has_room and is_even and shape.ring_at + num_warps * STREAMED_SCALE_BYTES <= shared_bytes):
+        return shape
+    return SmallBatchShape(2 * shape.num_blocks, shape.tiles_at_once // 2, num_warps, shape.ring_at, shared_bytes)
+
+
 def multiply_routed(
     context: Context,
     product: Product,
@@ -80,6 +96,8 @@ def multiply_routed(
     (num_tokens, num_experts), num_used = router_logits.shape, experts.shape[1]
     num_ranks = num_used + (shared is not None)
     shape = small_batch_shape(context.gpu, product.matrix, 1, num_products=num_tokens * num_ranks)
+    if is_first:
+        shape = in_halves(context.gpu, product.matrix, shape)
     routing = RoutingParams(
         router_logits=router_logits.pointer,
         experts=experts.pointer,

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kernels.ops.layers.routed_matmul import in_halves
+from kernels.ops.matmul_tuning import small_batch_shape
 from kernels.ops.moe import norm_moe_residual
 from kernels.runtime.device_array import DeviceArray
 from kernels.runtime.gpu_spec import A100, H100, GpuSpec
@@ -80,3 +82,23 @@ def test_many_tokens_take_kernels_for_the_weights_and_the_gpu(
     assert launches[0][0] == router
     experts = [kernel for kernel, _ in launches if kernel.startswith(("matmul_tiled", "matmul_grouped"))]
     assert experts[:2] == [products] * 2
+
+
+@pytest.mark.parametrize(
+    ("gpu", "name", "num_rows", "num_products", "found"),
+    [
+        (H100, "Q4_K", 1536, 8, (32, 3, 12)),  # Qwen3-30B-A3B
+        (H100, "Q4_K", 1024, 9, (14, 3, 24)),  # two rounds
+        (H100, "Q4_K", 1536, 6, (20, 5, 20)),  # an odd number of tiles
+        (H100, "Q6_K", 1536, 8, (16, 3, 12)),  # no registers for 24 warps
+        (A100, "Q4_K", 1536, 8, (13, 4, 16)),
+    ],
+)
+def test_gates_have_two_blocks_an_sm_where_these_share_it_evenly(
+    gpu: GpuSpec, name: str, num_rows: int, num_products: int, found: tuple[int, int, int]
+) -> None:
+    gates = replace(matrix(name, num_rows, WIDTH), num_experts=128, gated=True)
+    shape = in_halves(gpu, gates, small_batch_shape(gpu, gates, 1, num_products=num_products))
+    assert (shape.num_blocks, shape.tiles_at_once, shape.num_warps) == found
+    blocks_per_sm = 2 if shape.num_blocks * num_products > gpu.num_sms else 1
+    assert blocks_per_sm * (shape.shared_bytes + 1024) <= gpu.shared_bytes + 1024
