@@ -18,7 +18,7 @@ SEED := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 # More than most machines have cores: many tests wait for other processes. tests/conftest.py puts the files in order.
-TEST_PROCESSES := 6
+TEST_PROCESSES := 7
 
 # Of compute-sanitizer, one after the other.
 TOOLS := memcheck racecheck

@@ -161,8 +161,9 @@ def _turns(paths: list[Path]) -> dict[Path, float]:
 
     The files of the Celery process wait longest and begin. So does one that would run alone at the end.
     """
-    computing = [path for path in paths if path.is_relative_to(TESTS / "worker")]
-    waiting = [path for path in paths if not path.is_relative_to(TESTS / "worker")]
+    computing = [path for path in paths if path.relative_to(TESTS).parts[0] in ("worker", "kernels", "orcd")]
+    waiting = [path for path in paths if path not in computing]
+    computing.reverse()  # what takes longest is in the folder that comes last
     waiting.sort(key=lambda path: not path.is_relative_to(TESTS / "tasks"))
     turns = {path: number / len(files) for files in (computing, waiting) for number, path in enumerate(files)}
     return turns | {path: -1 for path in paths if path.name == LONG_FILE}
