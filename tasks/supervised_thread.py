@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable
 
@@ -29,8 +31,13 @@ class SupervisedThread:
         return self._thread.is_alive() and not self._has_run
 
     def start(self) -> None:
-        """Start the thread; once only."""
-        self._thread.start()
+        """Start the thread; once only. Raises OSError where the system allows no more threads."""
+        try:
+            self._thread.start()
+        except RuntimeError:
+            if self._thread.ident is not None:
+                raise
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None  # what Python has not kept
 
     def stop(self) -> None:
         """Say that ``run`` shall return. Where it waits for something else, the owner then wakes it."""

@@ -83,7 +83,7 @@ class Pool(BasePool):  # type: ignore[misc]
             self._finisher.start()
             self._shutdown.start()
             prepare_to_serve()  # vocabulary and code are there
-        except OrcdError as error:
+        except (OrcdError, OSError) as error:
             self.observer.log.error(error)
             self._close()
             raise WorkerShutdown(1) from None

@@ -128,8 +128,11 @@ class WorkerLog:
         """The engine has work and says nothing; it will be killed."""
         self._log.event("error", level="error", code="ENGINE_LOST", silent_s=round(silent_s, 1))
 
-    def error(self, error: OrcdError) -> None:
-        """An error that concerns the whole worker."""
+    def error(self, error: OrcdError | OSError) -> None:
+        """An error that concerns the whole worker; of the system's without the file, which a user may have named."""
+        if isinstance(error, OSError):
+            found = f"the system gives this worker no further process, thread or file ({error.strerror})"
+            error = OrcdError(f"{found}; raise its limits: ulimit, those of its container, or systemd's TasksMax")
         self._log.event("error", level="error", code=error.code, message=error.message)
 
     def refused(self, task_or_job_id: str, error: OrcdError) -> None:
