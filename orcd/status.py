@@ -213,7 +213,7 @@ class JobSummary(msgspec.Struct, frozen=True):
     """A job in a list. Times are Unix milliseconds of the Redis clock, None for what has not happened.
 
     ``model`` is the one that runs or ran it, else the one that it asks for, None for any. ``outcome`` is the code of an
-    ended job's error, or the finish reason of one that succeeded.
+    ended job's error, or the finish reason of one that succeeded. ``as_of_ms`` is when Redis was asked.
     """
 
     job_id: str
@@ -226,6 +226,7 @@ class JobSummary(msgspec.Struct, frozen=True):
     started_ms: int | None
     finished_ms: int | None
     outcome: str
+    as_of_ms: int = 0
 
 
 class WaitEstimate(msgspec.Struct, frozen=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -97,21 +96,20 @@ def jobs(state: str | None, model: str | None, limit: int, redis_url: str | None
         for each in found:
             terminal.write_json(each)
         return
-    now_ms = int(1000 * time.time())
-    terminal.show_table(JOB_HEAD, (_job_cells(each, now_ms) for each in found))
+    terminal.show_table(JOB_HEAD, map(_job_cells, found))
 
 
 JOB_HEAD = ("JOB", "STATE", "MODEL", "PRIORITY", "AGE", "RAN", "ATTEMPTS", "OUTCOME", "WORKER")
 
 
-def _job_cells(job: JobSummary, now_ms: int) -> Sequence[object]:
-    ran_ms = None if job.started_ms is None else (job.finished_ms or now_ms) - job.started_ms
+def _job_cells(job: JobSummary) -> Sequence[object]:
+    ran_ms = None if job.started_ms is None else (job.finished_ms or job.as_of_ms) - job.started_ms
     return (
         job.job_id,
         job.state,
         job.model or "any",
         job.priority,
-        terminal.duration(max(0, now_ms - job.created_ms)),
+        terminal.duration(max(0, job.as_of_ms - job.created_ms)),
         "" if ran_ms is None else terminal.duration(max(0, ran_ms)),
         job.attempt,
         job.outcome,

@@ -39,10 +39,10 @@ class JobList:
 
     def add(self, answer: Sequence[Any]) -> None:
         """Take what the script has answered."""
-        self._cursor, *rows = answer
+        self._cursor, now_ms, *rows = answer
         for row in rows:
             with suppress(ValueError):
-                job = _summary(self._states[0], [cell.decode() for cell in row])
+                job = _summary(self._states[0], [cell.decode() for cell in row], now_ms)
                 if self._model in (None, job.model):
                     self._found[job.job_id] = job
         is_done = self._cursor == b"0"
@@ -62,7 +62,7 @@ def _rank(job: JobSummary) -> int:
     return -(job.finished_ms or 0) or job.created_ms
 
 
-def _summary(state: str, cells: Sequence[str]) -> JobSummary:
+def _summary(state: str, cells: Sequence[str], now_ms: int) -> JobSummary:
     """Raises ValueError for a record that cannot be read."""
     job_id, queue, model, owner, priority, attempt, created_ms, started_ms, finished_ms, outcome = cells
     return JobSummary(
@@ -76,4 +76,5 @@ def _summary(state: str, cells: Sequence[str]) -> JobSummary:
         started_ms=int(started_ms) if started_ms else None,
         finished_ms=int(finished_ms) if finished_ms else None,
         outcome=outcome,
+        as_of_ms=now_ms,
     )

@@ -1,7 +1,7 @@
 -- List a part of the jobs in one state. All of them take many calls, none of which keeps Redis for more than a moment.
 -- KEYS: none
 -- ARGV: the state, cursor ('0' at first)
--- Returns {next cursor ('0' after the last part), then for every job found {id, queue, model, owner, priority, attempt,
+-- Returns {next cursor ('0' after the last part), time, then for every job found {id, queue, model, owner, priority, attempt,
 -- created_ms, started_ms, finished_ms, code of its error or finish reason}}, with '' for what there is none of. What
 -- changes meanwhile may be listed or not, or twice.
 local state = ARGV[1]
@@ -32,4 +32,4 @@ else
         guarded(add, string.sub(name, #before + 1, -#behind - 1))
     end
 end
-return {found[1], unpack(rows)}
+return {found[1], now_ms(), unpack(rows)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import time
 
 import pytest
 import redis
@@ -172,6 +173,17 @@ def test_migrate_says_what_it_moved(connection: redis.Redis, capsys: pytest.Capt
     assert run(["migrate"]) == 0
     assert capsys.readouterr().out == "0 messages moved\n"
     assert (connection.llen("celery:5"), connection.llen("orcd:5")) == (1, 2)
+
+
+def test_ages_of_jobs_are_those_of_the_clock_of_redis(
+    client: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.submit(prompt="x", job_id="waits")
+    now_s = time.time()
+    monkeypatch.setattr(time, "time", lambda: now_s + 3 * 3600)  # the command's own clock is ahead
+    assert run(["jobs"]) == 0
+    head, waits = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert re.fullmatch(r"\d+s", waits[head.index("AGE")])
 
 
 def test_jobs_prints_a_line_for_each(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
