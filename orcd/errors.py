@@ -187,6 +187,19 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+NOT_UTF_8 = "a text, name or path of the command or of the environment is not valid UTF-8"
+"""What a command line says of a `UnicodeEncodeError`, whose own text may hold a prompt."""
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can express it. What is no UTF-8 on a command line, in a path or the environment it cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def places(error: BaseException) -> list[str]:
     """Where an exception passed, outermost first, as ``file:line``: what may be logged of one whose text may not."""
     return [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]

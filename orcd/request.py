@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from orcd.errors import InvalidRequest
+from orcd.errors import InvalidRequest, is_unicode
 from orcd.sampling import SamplingFields, SamplingKeywords, TokenId, convert, prepared
 from orcd.structured_output import ResponseFormat, StructuredOutput, StructuredOutputs
 
@@ -190,6 +190,9 @@ def _check(request: Request) -> None:
     if len(given) != 1:
         found = " and ".join(given) or "none"
         raise InvalidRequest(f"give exactly one of prompt, messages and prompt_token_ids; found {found}")
+    for name in ("model", "tenant"):
+        if not is_unicode(getattr(request, name) or ""):
+            raise InvalidRequest(f"{name}: holds a lone surrogate, which is not valid Unicode text")
     if request.prompt == "":
         raise InvalidRequest("prompt: must not be empty")
     if request.deadline_s is not None and not math.isfinite(request.deadline_s):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orcd.errors import InvalidRequest
+from orcd.errors import InvalidRequest, is_unicode
 from orcd.settings import PREFIX, ClientSettings, check_whole_numbers, read_environment
 
 _CPU_CHOICES = {"max_sequences": 64, "step_tokens": 512}
@@ -117,6 +117,9 @@ class Settings(ClientSettings):
             raise InvalidRequest(f"{PREFIX}METRICS_COMPAT must be vllm or none")
         if self.kv_cache_type not in ("f16", "q8"):
             raise InvalidRequest(f"{PREFIX}KV_CACHE_TYPE must be f16 or q8")
+        if not is_unicode(self.model_name):
+            which = "" if self.name else f", or, where it is not set, the name of {PREFIX}MODEL"
+            raise InvalidRequest(f"{PREFIX}NAME must be valid UTF-8{which}")
         if self.log_format not in ("auto", "json", "text"):
             raise InvalidRequest(f"{PREFIX}LOG_FORMAT must be auto, json or text")
 

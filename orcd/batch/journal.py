@@ -20,7 +20,7 @@ from orcd.batch.formats.line_format import FormatName
 from orcd.batch.line_index import LineIndex
 from orcd.batch.place import DIGEST_BYTES, Place
 from orcd.batch.results.result_file import FileUnavailable
-from orcd.errors import InvalidRequest
+from orcd.errors import InvalidRequest, is_unicode, printable
 
 
 class BatchCommand(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -79,6 +79,9 @@ class Journal:
 
     def open(self, command: BatchCommand, failures: Iterable[tuple[Place, int]] = ()) -> None:
         """Begin to write: the file is made anew, with what is known so far. Raises `InvalidRequest` if it cannot be."""
+        for each in filter(None, (*command.inputs, command.errors)):
+            if not is_unicode(each):
+                raise InvalidRequest(f"{printable(each)}: its path must be valid UTF-8; rename it")
         self.name = self.name or f"batch-{secrets.token_hex(6)}"
         new = self._path.with_name(self._path.name + ".part")
         try:

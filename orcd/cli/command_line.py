@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from orcd.errors import Cancelled, InvalidRequest, OrcdError, printable
+from orcd.errors import NOT_UTF_8, Cancelled, InvalidRequest, OrcdError, printable
 
 INTERRUPTED = 130
 AGAIN_S = 0.05
@@ -115,6 +115,9 @@ def run(command: click.Command, arguments: Sequence[str]) -> int:
     except OSError as error:  # a file or standard output that cannot be written
         report(InvalidRequest.code, f"{error.filename or 'output'}: {error.strerror}")
         return 1
+    except UnicodeEncodeError:
+        report(InvalidRequest.code, NOT_UTF_8)
+        return 2
     except (KeyboardInterrupt, click.Abort):
         report(Cancelled.code, "interrupted")
         return INTERRUPTED

@@ -57,6 +57,11 @@ def test_how_much_a_step_takes_depends_on_the_device_unless_it_is_said(device, m
         ({"ORCD_DEVICE": "cuda:" + "9" * 20}, "ORCD_DEVICE"),
         ({"ORCD_LOG_FORMAT": "xml"}, "ORCD_LOG_FORMAT"),
         ({"ORCD_KV_CACHE_TYPE": "q4"}, "ORCD_KV_CACHE_TYPE must be f16 or q8"),
+        ({"ORCD_NAME": "caf\udce9"}, "ORCD_NAME must be valid UTF-8"),
+        (
+            {"ORCD_MODEL": "/models/caf\udce9.gguf"},
+            "ORCD_NAME must be valid UTF-8, or, where it is not set, the name of",
+        ),
     ],
 )
 def test_a_wrong_variable_is_named(environment: dict[str, str], named: str):

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import click
 
-from orcd.errors import Cancelled, InvalidRequest, OrcdError, printable
+from orcd.errors import NOT_UTF_8, Cancelled, InvalidRequest, OrcdError, printable
 from worker.settings import from_environment
 
 INTERRUPTED = 130
@@ -202,6 +202,9 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:  # a file or standard output that cannot be written
         _report(InvalidRequest.code, f"{error.filename or 'output'}: {error.strerror}")
         return 1
+    except UnicodeEncodeError:
+        _report(InvalidRequest.code, NOT_UTF_8)
+        return 2
     except (KeyboardInterrupt, click.Abort):
         _report(Cancelled.code, "interrupted")
         return INTERRUPTED

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from orcd.batch.batch_options import BatchOptions
@@ -95,6 +96,13 @@ def test_a_batch_that_is_new_has_a_name_of_its_own(path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"out\.resume: cannot be written"):
         Journal(tmp_path / "missing" / "out.resume").open(COMMAND)
+
+
+def test_a_path_that_is_not_utf_8_is_refused_before_anything_is_written(path: Path) -> None:
+    command = msgspec.structs.replace(COMMAND, inputs=["/data/caf\udce9.jsonl"])
+    with pytest.raises(InvalidRequest, match=r"^/data/caf\\udce9\.jsonl: its path must be valid UTF-8; rename it$"):
+        Journal(path).open(command)
+    assert not list(path.parent.iterdir())
 
 
 class TakesAPart(io.FileIO):

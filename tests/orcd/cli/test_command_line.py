@@ -47,6 +47,11 @@ def test_the_exit_code_is_what_the_command_returns(
         (InvalidRequest("top_k: too large"), 2, "orcd: INVALID_REQUEST: top_k: too large\n"),
         (RedisUnavailable("cannot reach Redis"), 1, "orcd: REDIS_UNAVAILABLE: cannot reach Redis\n"),
         (VramOom("does not fit"), 1, "orcd: VRAM_OOM: does not fit\n"),
+        (
+            UnicodeEncodeError("utf-8", "a secret \udce9", 9, 10, "surrogates not allowed"),
+            2,
+            "orcd: INVALID_REQUEST: a text, name or path of the command or of the environment is not valid UTF-8\n",
+        ),
     ],
 )
 def test_an_error_is_one_line_with_its_code(

@@ -54,6 +54,13 @@ def test_a_priority_that_is_no_integer_is_refused_in_a_request_made_by_hand_too(
         Submission.prepare(Request(prompt="x", priority=5.0), None, LIFETIME)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("field", ["model", "tenant"])
+def test_a_name_that_is_no_text_is_refused_by_its_field(field: str) -> None:
+    """As an argument of a command line that is not UTF-8."""
+    with pytest.raises(InvalidRequest, match=rf"^{field}: holds a lone surrogate, which is not valid Unicode text$"):
+        Submission.prepare({"prompt": "x", field: "caf\udce9"}, None, LIFETIME)
+
+
 def test_clients_read_what_is_packed_and_nobody_knows_it_of_others():
     assert Submission.prepare({"prompt": "x"}, None, LIFETIME).arguments[-1] == 2
     assert Submission.of("job-1", parse({"prompt": "x"}), LIFETIME).arguments[-1] == 0

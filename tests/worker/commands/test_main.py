@@ -114,6 +114,14 @@ def test_an_error_of_a_command_is_one_line_with_its_code(
     assert capsys.readouterr().err == "orcd: INSUFFICIENT_VRAM: needs 2 GB has 1 GB\n"
 
 
+def test_what_is_not_utf_8_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("worker.commands.logits.write_logits", lambda *_: "a secret \udce9".encode())
+    assert run(["logits", "m.gguf", "--ids", "i.json", "--out", "o.npz"]) == 2
+    assert one_error(capsys, "INVALID_REQUEST").endswith(" is not valid UTF-8")
+
+
 def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(*_arguments: object) -> None:
         raise KeyboardInterrupt
