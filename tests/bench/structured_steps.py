@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence as Series
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,7 @@ class Cost:
         ]
 
 
+@cache
 def synthetic_tokenizer() -> Tokenizer:
     """Of the model that `tests.bench.make_model` makes in Qwen's shape."""
     spec = MODELS["qwen2.5-0.5b"][1](1)

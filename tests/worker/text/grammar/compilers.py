@@ -10,6 +10,7 @@ from tests.models.files import SMALL
 from worker.engine.token_constraint import TokenMask
 from worker.model.gguf import open_gguf
 from worker.text import tokenizer as tokenizers
+from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.grammar_compiler import GrammarCompiler
 from worker.text.grammar.token_matcher import TokenMatcher
 from worker.text.tokenizer import Tokenizer
@@ -20,6 +21,11 @@ BYTE_LEVEL, SENTENCE_PIECE = "qwen2-q4_k_m", "llama2-q4_0"
 @cache
 def tokenizer_of(name: str) -> Tokenizer:
     return tokenizers.from_metadata(open_gguf(SMALL[name]).metadata)
+
+
+@cache
+def alphabet_of(name: str) -> Alphabet:
+    return Alphabet(tokenizer_of(name))
 
 
 @cache

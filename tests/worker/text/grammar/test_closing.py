@@ -7,8 +7,7 @@ import jsonschema
 import pytest
 from llguidance import LLMatcher
 
-from tests.worker.text.grammar.compilers import BYTE_LEVEL, compiler_of, tokenizer_of
-from worker.text.grammar.alphabet import Alphabet
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, alphabet_of, compiler_of, tokenizer_of
 from worker.text.grammar.closing import Closing, required_names
 from worker.text.grammar.grammar_text import grammar_text
 
@@ -56,7 +55,7 @@ def test_a_document_that_has_begun_is_closed_with_few_tokens(schema: Any, begun:
     matcher = LLMatcher(compiler_of(BYTE_LEVEL)._tokens, grammar_text("json_schema", schema))
     assert matcher.consume_tokens(tokenizer.encode(begun, add_special=False))
     before = matcher.compute_bitmask()
-    found = Closing(Alphabet(tokenizer), required_names(schema)).search(matcher)
+    found = Closing(alphabet_of(BYTE_LEVEL), required_names(schema)).search(matcher)
     assert found is not None
     assert len(found) <= most
     assert matcher.compute_bitmask() == before, "the matcher is where it was"
@@ -69,8 +68,8 @@ def test_a_text_that_may_go_on_with_anything_is_ended_by_its_suffix(begun: str) 
     grammar = grammar_text("grammar", 'start: text "!"\ntext[suffix="</think>"]: /(.|\\n)*/')
     matcher = LLMatcher(compiler_of(BYTE_LEVEL)._tokens, grammar)
     matcher.consume_tokens(tokenizer.encode(begun, add_special=False))
-    assert Closing(Alphabet(tokenizer)).search(matcher) is None
-    found = Closing(Alphabet(tokenizer), suffixes=[b"</end>", b"</think>"]).search(matcher)
+    assert Closing(alphabet_of(BYTE_LEVEL)).search(matcher) is None
+    found = Closing(alphabet_of(BYTE_LEVEL), suffixes=[b"</end>", b"</think>"]).search(matcher)
     assert found is not None
     assert tokenizer.decode(found).endswith("</think>!")
 
@@ -110,7 +109,7 @@ def test_an_earlier_closing_is_renewed_where_that_is_told_in_a_moment(
 ) -> None:
     tokenizer = tokenizer_of(BYTE_LEVEL)
     matcher = LLMatcher(compiler_of(BYTE_LEVEL)._tokens, grammar_text("json_schema", schema))
-    closing = Closing(Alphabet(tokenizer), required_names(schema))
+    closing = Closing(alphabet_of(BYTE_LEVEL), required_names(schema))
     assert matcher.consume_tokens(tokenizer.encode(begun, add_special=False))
     earlier = closing.search(matcher)
     assert earlier
@@ -125,7 +124,7 @@ def test_a_value_that_is_in_a_whole_document_closes_one_that_begins_anew() -> No
     tokenizer = tokenizer_of(BYTE_LEVEL)
     grammar = grammar_text("json_schema", {**PAIRS, "minItems": 2})
     matcher = LLMatcher(compiler_of(BYTE_LEVEL)._tokens, grammar)
-    closing = Closing(Alphabet(tokenizer), required_names(PAIRS))
+    closing = Closing(alphabet_of(BYTE_LEVEL), required_names(PAIRS))
     whole = tuple(closing.search(matcher) or ())
     assert tokenizer.decode(whole) == '[{"a":0,"b":0},{"a":0,"b":0}]'
     assert matcher.consume_tokens(tokenizer.encode('[{"a": 1, "b": 2}, {"a": 3, "b": 4}, ', add_special=False))

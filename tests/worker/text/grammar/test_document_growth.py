@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.worker.text.grammar.compilers import BYTE_LEVEL, allowed_ids, compiler_of, tokenizer_of
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, allowed_ids, alphabet_of, compiler_of, tokenizer_of
 from tests.worker.text.grammar.schemas import make_schemas
-from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.document_growth import UNTOLD, Growth, framed, growth
 from worker.text.grammar.grammar_text import grammar_text
 
@@ -83,7 +82,7 @@ def test_around_documents_with_a_text_any_token_may_begin_the_next_one() -> None
 @pytest.mark.parametrize("seed", [23, 24])
 def test_no_tokens_lengthen_the_closing_by_more(seed: int) -> None:
     tokenizer, compiler = tokenizer_of(BYTE_LEVEL), compiler_of(BYTE_LEVEL)
-    alphabet = Alphabet(tokenizer)
+    alphabet = alphabet_of(BYTE_LEVEL)
     num_checked = num_bounded = 0
     for number, schema in enumerate(make_schemas(seed, 12)):
         told: Growth = growth(schema)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.worker.text.grammar.compilers import BYTE_LEVEL, tokenizer_of
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, alphabet_of
 from worker.text.grammar import known_closing
 from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.known_closing import KnownClosing, KnownClosings
@@ -12,7 +12,7 @@ from worker.text.grammar.known_closing import KnownClosing, KnownClosings
 
 @pytest.fixture(scope="module")
 def alphabet() -> Alphabet:
-    return Alphabet(tokenizer_of(BYTE_LEVEL))
+    return alphabet_of(BYTE_LEVEL)
 
 
 def ids_of(alphabet: Alphabet, text: str) -> list[int]:

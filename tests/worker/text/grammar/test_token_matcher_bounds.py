@@ -8,8 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.worker.text.grammar.compilers import BYTE_LEVEL, allowed_ids, compiler_of, tokenizer_of
-from worker.text.grammar.alphabet import Alphabet
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, allowed_ids, alphabet_of, compiler_of, tokenizer_of
 from worker.text.grammar.document_growth import UNTOLD, growth
 from worker.text.grammar.grammar_text import grammar_text
 
@@ -33,7 +32,7 @@ LONG, LONGER = "r" * 80, "s" * 120
 def written(schema: Any, begun: str, then: str, num_tokens: int) -> str:
     """What a model writes that wants ``begun``, and ``then`` again and again, and gets it where that is allowed."""
     tokenizer, matcher = tokenizer_of(BYTE_LEVEL), compiler_of(BYTE_LEVEL).compile(grammar_text("json_schema", schema))
-    alphabet, ids = Alphabet(tokenizer), list[int]()
+    alphabet, ids = alphabet_of(BYTE_LEVEL), list[int]()
     wanted = (begun + then * num_tokens).encode()
     while len(ids) < num_tokens and not matcher.is_complete:
         num_left = num_tokens - len(ids)

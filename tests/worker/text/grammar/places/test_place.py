@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.worker.text.grammar.compilers import BYTE_LEVEL, tokenizer_of
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, alphabet_of
 from worker.engine.token_constraint import TokenMask
-from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.places.place import Place
 
 LAST_ID = 6
 
 
 def place(*, is_open: bool = True) -> Place:
-    alphabet = Alphabet(tokenizer_of(BYTE_LEVEL))
+    alphabet = alphabet_of(BYTE_LEVEL)
     alphabet.spelling = SpelledInPairs()
     return Place(b"{", b'"', 0, b"{", True, -1, alphabet, {}, is_open=is_open, must=b"" if is_open else b'a"')
 
@@ -48,7 +47,7 @@ def test_where_a_document_is_complete_nothing_needs_to_be_known() -> None:
 
 
 def test_tokens_that_go_on_with_a_string_or_a_number_are_told_apart_by_what_they_add() -> None:
-    alphabet = Alphabet(tokenizer_of(BYTE_LEVEL))
+    alphabet = alphabet_of(BYTE_LEVEL)
     x_id, y_id, quote_id, digit_id, comma_id = (alphabet.of_byte(byte) for byte in b'xy"1,')
     lengths: dict[int, Place] = {}
     known = (b'{"a":', b'"', 0, b"{", False)

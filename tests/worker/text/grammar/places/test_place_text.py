@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.worker.text.grammar.compilers import BYTE_LEVEL, tokenizer_of
-from worker.text.grammar.alphabet import Alphabet
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, alphabet_of
 from worker.text.grammar.places.place import Place
 from worker.text.grammar.places.place_text import PlaceText, text_behind
 
-ALPHABET = Alphabet(tokenizer_of(BYTE_LEVEL))
+ALPHABET = alphabet_of(BYTE_LEVEL)
 
 
 def behind(text: bytes) -> PlaceText:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.worker.text.grammar.compilers import BYTE_LEVEL, tokenizer_of
+from tests.worker.text.grammar.compilers import BYTE_LEVEL, alphabet_of, tokenizer_of
 from tests.worker.text.grammar.places.test_document_places import (
     TEXT,
     mask_of,
@@ -16,7 +16,6 @@ from tests.worker.text.grammar.places.test_document_places import (
     without_places,
 )
 from worker.engine.token_constraint import TokenMask
-from worker.text.grammar.alphabet import Alphabet
 from worker.text.grammar.places.white_space import FittingMasks, SpaceMasks
 
 NUM_WORDS = -(-tokenizer_of(BYTE_LEVEL).vocab_size // 32)
@@ -47,7 +46,7 @@ def test_behind_more_of_it_nothing_is_asked_of_llguidance() -> None:
 
 def test_equal_masks_are_the_same_object_and_one_behind_more_tells_nothing_of_less() -> None:
     made: dict[bytes, TokenMask] = {}
-    alphabet = Alphabet(tokenizer_of(BYTE_LEVEL))
+    alphabet = alphabet_of(BYTE_LEVEL)
     masks = SpaceMasks(FittingMasks(alphabet, lambda words: made.setdefault(words, TokenMask(words))))
     assert masks.known(1) is None
     every = TokenMask(b"\xff" * 4 * NUM_WORDS)
@@ -70,7 +69,7 @@ def test_what_a_token_leads_to_is_the_same_behind_any_white_space() -> None:
 
 
 def test_equal_masks_are_cut_once_wherever_they_are() -> None:
-    fitting = FittingMasks(Alphabet(tokenizer_of(BYTE_LEVEL)), TokenMask)
+    fitting = FittingMasks(alphabet_of(BYTE_LEVEL), TokenMask)
     every = TokenMask(b"\xff" * 4 * NUM_WORDS)
     first, second = SpaceMasks(fitting), SpaceMasks(fitting)
     first.learn(0, every)
