@@ -35,8 +35,15 @@ def architecture(major: int, minor: int) -> str:
 
 
 def cache_directory() -> Path:
-    """Where cubins are kept: ``$XDG_CACHE_HOME/orcd/kernels``, by default ``~/.cache/orcd/kernels``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orcd" / "kernels"
+    """Where cubins are kept: ``$XDG_CACHE_HOME/orcd/kernels``, by default ``~/.cache/orcd/kernels``.
+
+    For a user without a home that is ``/``, as in containers.
+    """
+    try:
+        home = Path.home()
+    except RuntimeError:  # neither HOME nor a name
+        home = Path("/")
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "orcd" / "kernels"
 
 
 def read_source(path: Path) -> str:

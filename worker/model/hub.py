@@ -60,8 +60,14 @@ def _download(reference: str, repo: str, file: str, revision: str | None) -> Pat
         problem = "the Hub cannot be reached and the file is not in the local cache; download it and give its path"
     except errors.EntryNotFoundError:
         problem = f"{repo} has no file {file}"
+    except RuntimeError as error:
+        if "home directory" not in str(error):
+            raise
+        problem = "this user has no home folder; set HF_HOME to a folder for downloads"
     except (errors.HFValidationError, errors.HfHubHTTPError, OSError) as error:
         problem = f"the download failed ({type(error).__name__}); try again, or download the file and give its path"
+        if isinstance(error, OSError) and error.filename:
+            problem = f"{error.filename} cannot be written ({error.strerror}); set HF_HOME to a folder that can"
     raise ModelLoadFailed(f"{reference}: {problem}")
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("cuda.bindings.nvrtc", reason="the CUDA packages are not ins
 
 import kernels.runtime.compiler
 from kernels.errors import CompileFailed
-from kernels.runtime.compiler import Compiler, architecture, read_source
+from kernels.runtime.compiler import Compiler, architecture, cache_directory, read_source
 
 
 @pytest.fixture
@@ -91,6 +91,16 @@ def test_no_place_for_the_cache_is_no_error(sources: Path, tmp_path: Path, compi
     assert compiler.cubin("fill", {"AMOUNT": 1}).image
     assert compiler.cubin("fill", {"AMOUNT": 1}).image
     assert len(compilations) == 2
+
+
+def test_a_user_without_a_home_has_no_place_for_the_cache_unless_one_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one whom a container gives no name and no HOME."""
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 2)
+    assert cache_directory() == Path("/.cache/orcd/kernels")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert cache_directory() == Path("/cache/orcd/kernels")
 
 
 def test_hopper_is_compiled_for_with_its_own_features() -> None:

@@ -129,6 +129,22 @@ def test_without_the_hub_the_cache_serves_and_what_is_not_in_it_is_an_error(
     assert "cannot be reached" in missing["error"]
 
 
+def test_a_folder_that_cannot_be_written_is_named_with_what_to_set(hub: tuple[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (result,) = resolve(hub[0], tmp_path / "file", "hf:org/repo/tiny.gguf")
+    assert str(tmp_path / "file") in result["error"]
+    assert "cannot be written (Not a directory); set HF_HOME to a folder that can" in result["error"]
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: object, **__: object) -> str:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(ModelLoadFailed, match="this user has no home folder; set HF_HOME to a folder for downloads"):
+        local_path("hf:org/repo/tiny.gguf")
+
+
 def test_a_path_stays_as_it_is() -> None:
     assert local_path("some/model.gguf") == Path("some/model.gguf")
     assert local_path(Path("/abs/m.gguf")) == Path("/abs/m.gguf")
