@@ -147,11 +147,8 @@ class GpuEvent(Protocol):
     def record(self) -> None:
         """It happens when all that is enqueued so far is done."""
 
-    def synchronise(self, timeout_s: float, *, spin_s: float = 0.0) -> None:
-        """Wait until it has happened; raises `kernels.errors.CudaFailure`, also after ``timeout_s``.
-
-        ``spin_s``: so long the host does not sleep meanwhile, which is noticed sooner and takes a whole core.
-        """
+    def synchronise(self, timeout_s: float) -> None:
+        """Wait until it has happened; raises `kernels.errors.CudaFailure`, also after ``timeout_s``."""
 
 
 class GpuGraph(Protocol):

@@ -248,21 +248,16 @@ class Event:
             raise CudaFailure(self._last_enqueued or "cudaEventQuery", str(self._runtime.CUDARuntimeError(status)))
         return status == 0
 
-    def synchronise(self, timeout_s: float, *, spin_s: float = 0.0) -> None:
-        """Wait until it has happened; raises `CudaFailure`, also after ``timeout_s``.
-
-        ``spin_s``: so long the host does not sleep meanwhile, which is noticed sooner and takes a whole core.
-        """
+    def synchronise(self, timeout_s: float) -> None:
+        """Wait until it has happened; raises `CudaFailure`, also after ``timeout_s``."""
         for _ in range(SPINS):
             if self.query():
                 return
-        start = time.monotonic()
+        deadline = time.monotonic() + timeout_s
         while not self.query():
-            waited_s = time.monotonic() - start
-            if waited_s > timeout_s:
+            if time.monotonic() > deadline:
                 raise CudaFailure(self._last_enqueued, f"not done after {timeout_s:g} s")
-            if waited_s > spin_s:
-                time.sleep(SLEEP_S)
+            time.sleep(SLEEP_S)
 
     def wait(self) -> None:
         """Wait until it has happened, however long that takes: other threads go on meanwhile."""

@@ -102,26 +102,6 @@ def test_an_event_names_what_was_enqueued_last_before_it(runtime: Runtime) -> No
             wait()
 
 
-def test_who_spins_sleeps_only_when_that_took_too_long(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    now, slept = 10.0, []
-    event = Event(Stream())
-    runtime.status = NOT_READY
-
-    def monotonic() -> float:
-        nonlocal now
-        now += 0.25
-        return now
-
-    monkeypatch.setattr("time.monotonic", monotonic)
-    monkeypatch.setattr("time.sleep", lambda seconds: slept.append((seconds, now)))
-    for spin_s, first in ((0.0, 0.25), (2.0, 2.25)):
-        slept.clear()
-        start = now + 0.25
-        with pytest.raises(CudaFailure, match="not done after 3 s"):
-            event.synchronise(3, spin_s=spin_s)
-        assert slept[0] == (cuda_runtime.SLEEP_S, start + first)
-
-
 def test_a_graph_is_named_when_it_fails_and_when_something_fails_after_it(runtime: Runtime) -> None:
     stream = Stream()
     graph = stream.capture(lambda: None, "decode step")

@@ -22,10 +22,6 @@ SHORT_WAIT_S = 0.00005
 """Where the host waits longer than that for a step, it was not done when it began to."""
 
 
-ALONE_SPIN_S = 0.02
-"""How long the host asks for a step of an idle engine's only request without sleeping, as a sleep takes 0.1 ms."""
-
-
 class StepTimes:
     """When steps begin on the device, and how long they take, as far as the host can tell."""
 
@@ -63,11 +59,10 @@ class LaunchedStep(msgspec.Struct, frozen=True, eq=False):
     reports: Reports | None = None
     prompts: Series[PromptTokens] = ()  # what reports of the chunks' prompts are about, unless there are none
     errors: Mapping[int, OrcdError] = {}  # of draws that are none, by rows
-    is_alone: bool = False  # it draws the first token of an idle engine's only request, for which all wait
 
     def read_ids(self, timeout_s: float) -> NDArray[np.int32]:
         """Wait for what was drawn; raises `kernels.errors.CudaFailure` if that failed or takes too long."""
-        return self.ids.read(timeout_s, spin_s=ALONE_SPIN_S if self.is_alone else 0.0).view(np.int32)
+        return self.ids.read(timeout_s).view(np.int32)
 
     def results(self, ids: NDArray[np.int32], timeout_s: float) -> Results:
         """A result for each chunk, once the ``ids`` were read; raises what that does."""

@@ -86,10 +86,7 @@ class Download:
         self._buffer = buffer
         self._event = event
 
-    def read(self, timeout_s: float, *, spin_s: float = 0.0) -> NDArray[np.uint8]:
-        """The bytes; raises `kernels.errors.CudaFailure` if something before them failed or takes too long.
-
-        ``spin_s``: see `GpuEvent.synchronise`.
-        """
-        self._event.synchronise(timeout_s, spin_s=spin_s)
+    def read(self, timeout_s: float) -> NDArray[np.uint8]:
+        """The bytes; raises `kernels.errors.CudaFailure` if something before them failed or takes too long."""
+        self._event.synchronise(timeout_s)
         return self._buffer

@@ -240,8 +240,7 @@ class CudaRunner:
                 enqueue_draw(reports=wishes.reports)
             reports = self._fetch_reports(wishes, num_rows, sum(len(prompt.token_ids) for prompt in prompts))
             ids = self._fetch(len(drawing))
-            drawn_rows, is_alone = without(void, rows, chunks), len(drawing) == len(chunks) == 1
-            return LaunchedStep(drawn_rows, ids, reports, prompts, errors, is_alone=is_alone)
+            return LaunchedStep(without(void, rows, chunks), ids, reports, prompts, errors)
 
         return draw
 

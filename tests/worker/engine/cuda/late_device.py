@@ -105,7 +105,7 @@ class LateEvent:
     def record(self) -> None:
         self._end = len(self._device._queue)
 
-    def synchronise(self, timeout_s: float, *, spin_s: float = 0.0) -> None:
+    def synchronise(self, timeout_s: float) -> None:
         if self._device.hangs:
             raise CudaFailure("late_kernel", f"not done after {timeout_s:g} s")
         self._device.run_until(self._end)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orcd.errors import CudaError
 from tests.worker.engine.bracket_constraint import BracketConstraint
 from tests.worker.engine.context_model import Config, ContextModel
-from tests.worker.engine.cuda.late_device import LateEvent, LateModel
+from tests.worker.engine.cuda.late_device import LateModel
 from tests.worker.engine.generation import SAMPLINGS, RandomTraffic, engine, finish, generate, ids_of, prompt, traffic
 from worker.contract import Abort, Add, Choice, Sampling, TokenOutput
 from worker.engine.engine import Engine
@@ -49,24 +49,6 @@ def approximately(results: dict[tuple[str, int], tuple]) -> dict[tuple[str, int]
     return {
         key: (ids, reason, [rounded(each) for each in logprobs]) for key, (ids, reason, logprobs) in results.items()
     }
-
-
-def test_for_the_first_token_of_an_idle_engines_only_request_the_host_spins(monkeypatch: pytest.MonkeyPatch):
-    spins: list[bool] = []
-    wait = LateEvent.synchronise
-
-    def synchronise(event: LateEvent, timeout_s: float, *, spin_s: float = 0.0) -> None:
-        spins.append(spin_s > 0)
-        wait(event, timeout_s)
-
-    machine = late_engine(step_tokens=16)
-    monkeypatch.setattr(LateEvent, "synchronise", synchronise)
-    for lengths, expected in (((9,), 1), ((20,), 1), ((9, 4), 0)):  # of 20 tokens one step draws none
-        for number, length in enumerate(lengths):
-            machine.add(Add(f"{number}", prompt(length + 10 * len(lengths), length), Sampling(max_tokens=3)))
-        spins.clear()
-        finish(machine)
-        assert sum(spins) == expected, lengths
 
 
 @pytest.mark.parametrize(
