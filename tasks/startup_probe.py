@@ -1,4 +1,4 @@
-"""What a worker waits for when it starts: a Redis that is not there yet, and its engine."""
+"""What a worker waits for when it starts: a Redis that is not there yet, and its engine; how that Redis is set up."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from orcd.errors import EngineLost, RedisUnavailable
+from orcd.monitoring.check import Check
+from orcd.monitoring.redis_checks import server_checks
 from orcd.store.redis_address import RedisAddress
 from orcd.store.redis_connection import explain, is_refusal, make_pool, other_scheme
 from worker.settings import Settings
@@ -54,6 +56,14 @@ def _wait(
             report(RedisUnavailable(f"cannot reach Redis at {address} ({cause}); waiting for it"))
         maybe_shutdown()
         time.sleep(RETRY_S)
+
+
+def setup_problems(connection: Any) -> list[Check]:
+    """By which of its settings Redis may lose jobs; none where it may not be asked."""
+    try:
+        return [check for check in server_checks(connection.info()) if check.outcome == "problem"]
+    except redis.RedisError:
+        return []
 
 
 def wait_for_engine(is_loaded: Callable[[float], bool], timeout_s: float, maybe_shutdown: Callable[[], None]) -> None:

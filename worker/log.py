@@ -1,9 +1,9 @@
 """Log events on stderr: one line each, as JSON for machines or for a person to read.
 
-Events: ``startup``, ``no_chat_template``, ``odd_vocabulary``, ``model_load_start``, ``model_load_progress``,
-``model_load_complete``, ``ready``, ``execute_start``, ``execute_end``, ``refused``, ``unhealthy``, ``healthy``,
-``error``, ``lines_lost``, ``shutdown``. Figures carry their unit in their name. Prompts and answers never get here:
-only ids, lengths and hashes.
+Events: ``startup``, ``redis_setup``, ``no_chat_template``, ``odd_vocabulary``, ``model_load_start``,
+``model_load_progress``, ``model_load_complete``, ``ready``, ``execute_start``, ``execute_end``, ``refused``,
+``unhealthy``, ``healthy``, ``error``, ``lines_lost``, ``shutdown``. Figures carry their unit in their name. Prompts and
+answers never get here: only ids, lengths and hashes.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from tasks.finisher import Finisher, Work
 from tasks.interpreter import prepare_to_serve
 from tasks.observe.health.health_server import HealthServer
 from tasks.observe.observer import Observer
-from tasks.startup_probe import wait_for_engine, wait_for_redis
+from tasks.startup_probe import setup_problems, wait_for_engine, wait_for_redis
 from tasks.worker_id import worker_id
 from worker.log import EventLog
 from worker.settings import Settings
@@ -104,6 +104,8 @@ class Pool(BasePool):  # type: ignore[misc]
     def _connect(self, settings: Settings) -> Dispatcher:
         connection = connect(settings, Retry(NoBackoff(), 1))
         wait_for_redis(settings, self.observer.log.error, maybe_shutdown)
+        for problem in setup_problems(connection):
+            self.observer.log.redis_setup(problem)
         self._publisher = Publisher(settings)
         self._store = JobStore(
             connection,

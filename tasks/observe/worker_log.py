@@ -8,6 +8,7 @@ from typing import Any
 import redis
 
 from orcd.errors import OrcdError, places
+from orcd.monitoring.check import Check
 from orcd.result import Result
 from orcd.store.redis_address import RedisAddress
 from orcd.store.redis_connection import explain
@@ -46,6 +47,10 @@ class WorkerLog:
     def odd_vocabulary(self, warning: str) -> None:
         """The model's file says something of its tokens that cannot be, and is put up with."""
         self._log.event("odd_vocabulary", level="warning", message=warning)
+
+    def redis_setup(self, problem: Check) -> None:
+        """Redis is set up so that it may lose jobs."""
+        self._log.event("redis_setup", level="warning", message=f"{problem.found}; {problem.advice}")
 
     def load_progress(self, load: contract.Load) -> None:
         """The engine has read some more of the model; logged every ten percent."""

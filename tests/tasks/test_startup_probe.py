@@ -16,7 +16,7 @@ import redis
 from orcd.client import Client
 from orcd.errors import RedisUnavailable
 from tasks.local.redis_server import RedisServer
-from tasks.startup_probe import wait_for_redis
+from tasks.startup_probe import setup_problems, wait_for_redis
 from tests.tasks.worker_process import ROOT, WorkerProcess
 from worker.settings import Settings
 
@@ -53,6 +53,28 @@ def test_a_worker_that_waits_for_redis_can_be_stopped(
     worker.wait_for("error")
     worker.process.terminate()
     assert worker.process.wait(60) == 0
+
+
+def test_a_worker_warns_of_a_redis_that_may_delete_jobs(
+    redis_server: RedisServer, shallow_model: Path, tmp_path: Path
+) -> None:
+    """As hosted ones do by default."""
+    with closing(redis.Redis.from_url(redis_server.url)) as connection:
+        connection.config_set("maxmemory-policy", "volatile-lru")
+    with WorkerProcess(redis_server.url, shallow_model, tmp_path) as worker:
+        (said,) = worker.events("redis_setup")
+    text = "maxmemory-policy is volatile-lru: it may delete jobs; set maxmemory-policy noeviction"
+    assert (said["level"], said["message"]) == ("warning", text)
+
+
+def test_a_user_who_may_not_ask_for_the_setup_is_told_nothing_of_it(redis_server: RedisServer) -> None:
+    with closing(redis.Redis.from_url(redis_server.url)) as connection:
+        connection.config_set("maxmemory-policy", "volatile-lru")
+        assert len(setup_problems(connection)) == 1
+        connection.acl_setuser("modest", enabled=True, passwords=["+x"], categories=["+@all"], commands=["-info"])
+        url = redis_server.url.replace("://", "://modest:x@")
+        with closing(redis.Redis.from_url(url)) as other:
+            assert setup_problems(other) == []
 
 
 def test_a_redis_that_is_there_is_not_waited_for(redis_url: str) -> None:
