@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import pytest
 
 from tests.worker.text.grammar.compilers import BYTE_LEVEL, alphabet_of
@@ -12,7 +14,7 @@ LAST_ID = 6
 
 
 def place(*, is_open: bool = True) -> Place:
-    alphabet = alphabet_of(BYTE_LEVEL)
+    alphabet = copy(alphabet_of(BYTE_LEVEL))  # other tests use that one
     alphabet.spelling = SpelledInPairs()
     return Place(b"{", b'"', 0, b"{", True, -1, alphabet, {}, is_open=is_open, must=b"" if is_open else b'a"')
 
