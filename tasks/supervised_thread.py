@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import threading
 from collections.abc import Callable
+
+from worker.text import threads
 
 OnDeath = Callable[[str, BaseException | None], None]
 """Called with a thread's name and the exception that ended it, None if it returned."""
@@ -32,12 +32,7 @@ class SupervisedThread:
 
     def start(self) -> None:
         """Start the thread; once only. Raises OSError where the system allows no more threads."""
-        try:
-            self._thread.start()
-        except RuntimeError:
-            if self._thread.ident is not None:
-                raise
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None  # what Python has not kept
+        threads.start(self._thread)
 
     def stop(self) -> None:
         """Say that ``run`` shall return. Where it waits for something else, the owner then wakes it."""

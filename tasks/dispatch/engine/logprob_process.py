@@ -16,6 +16,7 @@ import msgspec
 
 from orcd.settings import inherited_environment
 from tasks.dispatch.engine.engine_run import memory_file
+from worker.text import threads
 
 ID_BYTES = 4
 FEWEST_NUMBERS = 200
@@ -132,7 +133,7 @@ class LogprobProcess:
                 stdout=subprocess.DEVNULL,
             )
         # One that dies while nobody asks it is gone at once, and not only when somebody does.
-        threading.Thread(target=self._child.wait, name="log probability reaper", daemon=True).start()
+        threads.start(threading.Thread(target=self._child.wait, name="log probability reaper", daemon=True))
 
     def _ask(self, results: Sequence[Reported]) -> list[bytes | None]:
         assert self._connection is not None and self._shared is not None

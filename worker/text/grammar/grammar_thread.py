@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from orcd.errors import OrcdError, places
 from worker.engine.token_constraint import TokenConstraint
+from worker.text import threads
 
 if TYPE_CHECKING:
     from worker.text.grammar.grammar_compiler import GrammarCompiler
@@ -61,9 +62,14 @@ class GrammarThread:
         return constraint
 
     def compile(self, grammar: str) -> None:
-        """Have a grammar compiled, after those that were asked for before."""
+        """Have a grammar compiled, after those that were asked for before; without a thread for it that is an error."""
         if not self._thread.ident:
-            self._thread.start()
+            try:
+                threads.start(self._thread)
+            except OSError as error:
+                problem = OrcdError(f"the thread that compiles grammars cannot be started ({error.strerror})")
+                self._done.put((grammar, problem))
+                return
         self._asked.put(grammar)
 
     def take_done(self) -> list[tuple[str, TokenConstraint | OrcdError]]:

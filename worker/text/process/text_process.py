@@ -19,6 +19,7 @@ from typing import Any
 
 from orcd.errors import BY_CODE, InvalidRequest, OrcdError
 from orcd.settings import inherited_environment
+from worker.text import threads
 from worker.text.chat_template import ChatTemplate
 from worker.text.process import frames
 from worker.text.process.frames import CPU_LIMIT_S, MEMORY_BYTES, WALL_FACTOR
@@ -228,7 +229,14 @@ class _Child:
             ours.close()
             raise
         # One that dies while nobody calls it is gone at once, and not only when somebody does.
-        threading.Thread(target=self.process.wait, name="text process reaper", daemon=True).start()
+        reaper = threading.Thread(target=self.process.wait, name="text process reaper", daemon=True)
+        try:
+            threads.start(reaper)
+        except OSError:
+            ours.close()
+            self.process.kill()
+            self.process.wait()
+            raise
         self._connection = ours
         self._starting: frames.Start | None = frames.Start(None)
         if template is not None:

@@ -23,6 +23,7 @@ from tasks.dispatch.prompt_encoder import PromptEncoder
 from tests.conftest import DEMO_MODEL, wait_until
 from tests.models.files import SMALL
 from tests.worker.logprob_records import TokenLogprobs, record
+from tests.worker.text.test_threads import no_thread
 from worker.model.gguf import open_gguf
 from worker.settings import Settings
 from worker.text import tokenizer as tokenizers
@@ -136,6 +137,16 @@ def test_few_numbers_start_no_process(process: LogprobProcess, pieces: list[byte
     few = ReportedLogprobs(IDS[:2], 2, RECORDS[: len(RECORDS) // 100], TokenSpellings(pieces, process))
     assert bytes(few.json()).startswith(b'[{"id":0,')
     assert process.pid is None
+
+
+def test_one_for_which_there_may_be_no_thread_is_not_asked(
+    process: LogprobProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(threading, "_start_new_thread", no_thread)
+        assert process.json(*ARGUMENTS) is None
+    assert process.pid is None
+    wait_until(lambda: process.json(*ARGUMENTS) is not None)
 
 
 def test_one_that_was_killed_is_started_again(process: LogprobProcess, pieces: list[bytes]) -> None:

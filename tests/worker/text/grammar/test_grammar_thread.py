@@ -5,6 +5,7 @@ import pytest
 from orcd.errors import OrcdError
 from tests.conftest import wait_until
 from tests.worker.engine.number_compiler import NumberCompiler
+from tests.worker.text.test_threads import no_thread
 from worker.text.grammar import grammar_thread
 from worker.text.grammar.grammar_thread import GrammarThread
 
@@ -45,6 +46,20 @@ def test_those_used_last_are_kept(monkeypatch: pytest.MonkeyPatch):
         wait_for(thread, 1)
         thread.find("1")
     assert [thread.find(grammar) is not None for grammar in ("1", "2", "3")] == [True, False, True]
+
+
+def test_a_grammar_for_which_there_may_be_no_thread_is_refused_and_the_next_one_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    thread = GrammarThread(NumberCompiler())
+    with monkeypatch.context() as full:
+        full.setattr(threading, "_start_new_thread", no_thread)
+        thread.compile("3")
+    ((grammar, error),) = thread.take_done()
+    assert (grammar, error.code) == ("3", "INTERNAL")
+    assert error.message == "the thread that compiles grammars cannot be started (Resource temporarily unavailable)"
+    thread.compile("4")
+    assert list(wait_for(thread, 1)) == ["4"]
 
 
 def test_a_grammar_that_cannot_be_compiled_is_an_error_of_its_own():
