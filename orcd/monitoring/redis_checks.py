@@ -102,17 +102,22 @@ def _is_not_allowed(error: redis.RedisError) -> bool:
 
 def server_checks(info: Mapping[str, Any]) -> Iterator[Check]:
     """What a server says of itself."""
-    version = str(info.get("redis_version", "0"))
+    version = str(info.get("redis_version", ""))
     numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
-    if numbers < LEAST_VERSION:
+    if not numbers:
+        yield Check(
+            "redis version", "warning", version or "it says none", "use Redis 6.2 or newer, or what is compatible"
+        )
+    elif numbers < LEAST_VERSION:
         yield Check("redis version", "problem", version, "install Redis 6.2 or newer")
     else:
         names = [f"{name} {info[key]}" for name in ("Valkey", "Redict") if (key := f"{name.lower()}_version") in info]
         yield Check("redis version", "good", "".join(f"{name}, compatible with " for name in names) + version)
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if policy == "noeviction":
-        limit = int(info.get("maxmemory", 0))
-        yield Check("redis memory", "good", f"noeviction, {f'at most {limit >> 20} MiB' if limit else 'no limit'}")
+        limit = info.get("maxmemory")
+        shown = f"{limit >> 20} MiB" if isinstance(limit, int) else limit
+        yield Check("redis memory", "good", f"noeviction, {f'at most {shown}' if limit else 'no limit'}")
     else:
         yield Check("redis memory", "problem", f"maxmemory-policy is {policy}: it may delete jobs",
                     "set maxmemory-policy noeviction")  # fmt: skip

@@ -98,6 +98,7 @@ def test_a_server_of_another_name_is_called_by_it() -> None:
     [
         ({"redis_version": "6.0.16"}, "redis version", "problem", "install Redis 6.2 or newer"),
         ({"maxmemory_policy": "allkeys-lru"}, "redis memory", "problem", "set maxmemory-policy noeviction"),
+        ({"redis_version": "unstable"}, "redis version", "warning", "use Redis 6.2 or newer, or what is compatible"),
         ({"aof_enabled": 0}, "redis persistence", "warning", "set appendonly yes"),
         ({"role": "slave"}, "redis role", "problem", "set ORCD_REDIS_URL to the master"),
     ],
@@ -106,3 +107,9 @@ def test_a_server_that_may_lose_jobs_is_told_of(changed: dict[str, Any], name: s
     assert {check.outcome for check in server_checks(INFO)} == {"good"}
     [check] = [check for check in server_checks(INFO | changed) if check.name == name]
     assert (check.outcome, check.advice) == (outcome, advice)
+
+
+def test_a_server_that_says_its_memory_in_words_or_nothing_is_no_fault() -> None:
+    found = {check.name: check.found for check in server_checks(INFO | {"maxmemory": "5gb"})}
+    assert found["redis memory"] == "noeviction, at most 5gb"
+    assert {check.outcome for check in server_checks({})} == {"good", "warning"}
