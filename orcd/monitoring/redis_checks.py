@@ -13,9 +13,8 @@ from orcd.monitoring.check import Check
 from orcd.settings import ClientSettings
 from orcd.store import schema
 from orcd.store.redis_address import RedisAddress
-from orcd.store.redis_connection import connect, explain
+from orcd.store.redis_connection import OLDEST_VERSION, connect, explain, oldest_version
 
-LEAST_VERSION = (6, 2)
 ACL_ADVICE = "give the user the rights in docs/redis.acl, and rename no command"
 SCRIPT = "return redis.call('EXISTS', KEYS[1])"
 PROBE = "orcd:doctor"
@@ -105,11 +104,10 @@ def server_checks(info: Mapping[str, Any]) -> Iterator[Check]:
     version = str(info.get("redis_version", ""))
     numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
     if not numbers:
-        yield Check(
-            "redis version", "warning", version or "it says none", "use Redis 6.2 or newer, or what is compatible"
-        )
-    elif numbers < LEAST_VERSION:
-        yield Check("redis version", "problem", version, "install Redis 6.2 or newer")
+        advice = f"use Redis {oldest_version()} or newer, or what is compatible"
+        yield Check("redis version", "warning", version or "it says none", advice)
+    elif numbers < OLDEST_VERSION:
+        yield Check("redis version", "problem", version, f"install Redis {oldest_version()} or newer")
     else:
         names = [f"{name} {info[key]}" for name in ("Valkey", "Redict") if (key := f"{name.lower()}_version") in info]
         yield Check("redis version", "good", "".join(f"{name}, compatible with " for name in names) + version)

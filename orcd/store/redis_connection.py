@@ -184,6 +184,11 @@ async def _greet_async(connection: Any) -> None:
     _check(await connection.read_response())
 
 
+def oldest_version() -> str:
+    """`OLDEST_VERSION` in words."""
+    return ".".join(map(str, OLDEST_VERSION))
+
+
 def _check(handshake: Any) -> None:
     """Raises `UnsuitableRedisError`. ``handshake`` is the answer to HELLO."""
     mode = handshake.get(b"mode")
@@ -193,8 +198,7 @@ def _check(handshake: Any) -> None:
         raise UnsuitableRedisError("is a sentinel; use redis+sentinel://HOST:PORT/MASTER/DB")
     version = re.match(rb"(\d+)\.(\d+)", handshake.get(b"version", b""))
     if version is not None and (int(version[1]), int(version[2])) < OLDEST_VERSION:
-        oldest = ".".join(map(str, OLDEST_VERSION))
-        raise UnsuitableRedisError(f"is version {version[0].decode()}; orcd needs {oldest} or newer")
+        raise UnsuitableRedisError(f"is version {version[0].decode()}; orcd needs {oldest_version()} or newer")
 
 
 @contextmanager
@@ -250,8 +254,7 @@ def explain(error: redis.RedisError, address: RedisAddress) -> RedisUnavailable:
     elif "DB index is out of range" in str(error):
         text = f"Redis at {address} has no database {address.db}; set ORCD_REDIS_URL"
     elif unknown := _UNKNOWN_COMMAND.search(str(error)):
-        oldest = ".".join(map(str, OLDEST_VERSION))
-        name = unknown[1] or "a command"
+        name, oldest = unknown[1] or "a command", oldest_version()
         text = f"Redis at {address} does not know {name}; use version {oldest} or newer, with no command renamed"
     else:
         text = f"Redis at {address} refused a command: {type(error).__name__}"
