@@ -20,7 +20,7 @@ import yaml
 from orcd.client import Client
 from orcd.errors import BY_CODE
 from orcd.settings import NAMES
-from tasks.local.redis_server import RedisServer, _free_port
+from tasks.local.redis_server import RedisServer, free_port
 from tests.conftest import emptied, wait_until
 from tests.tasks.worker_process import WorkerProcess
 
@@ -116,7 +116,7 @@ def prometheus(
     """The URL of a Prometheus that scrapes a worker at another address; some of its jobs ended well, some did not."""
     program = tool("prometheus")
     folder, url = tmp_path_factory.mktemp("prometheus"), emptied(shared_redis)
-    metrics_port, port = _free_port(), _free_port()
+    metrics_port, port = free_port(), free_port()
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     del config["rule_files"], config["scrape_configs"][1:], config["scrape_configs"][0]["dns_sd_configs"]

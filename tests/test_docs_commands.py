@@ -27,7 +27,7 @@ import redis
 
 from orcd.client import Client
 from orcd.store import schema
-from tasks.local.redis_server import RedisServer, _free_port
+from tasks.local.redis_server import RedisServer, free_port
 from tests.conftest import emptied, wait_until
 from tests.orcd.cli.command_line import run_apart
 from tests.pages import TEXTS as PAGES
@@ -168,10 +168,10 @@ class Scene:
     def fill(self, command: str) -> str:
         """A command with ports and names of this scene."""
         for port in re.findall(r"(?<=port[ =])\d{4}", command):
-            command = command.replace(port, str(_free_port()))
+            command = command.replace(port, str(free_port()))
         command = command.replace("127.0.0.1:6379", f"127.0.0.1:{self.redis_port}")
         if command.startswith("redis-server"):
-            command += f" --port {_free_port()} --dir {self.shell.folder}"
+            command += f" --port {free_port()} --dir {self.shell.folder}"
         for name, value in self.placeholders.items():
             if re.search(rf"\b{name}\b", command):
                 command = re.sub(rf"\b{name}\b", value(), command)
@@ -183,7 +183,7 @@ class Scene:
             return
         sign = sign_of(command)
         if sign:
-            self.shell.environment["FLOWER_PORT"] = str(_free_port())
+            self.shell.environment["FLOWER_PORT"] = str(free_port())
             self.shell.serve(self.fill(command), sign)
         elif command in FAILING:
             self.shell.run(command, fails=True)

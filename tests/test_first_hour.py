@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from orcd.client import Client
-from tasks.local.redis_server import _free_port
+from tasks.local.redis_server import free_port
 from tests.conftest import wait_until
 from tests.tasks.slow_engine import slow_engine
 from tests.test_docs_commands import Shell, blocks, program_path, sign_of
@@ -47,7 +47,7 @@ class Walk:
     """The page's commands, with the ports of this run; JOB is the last of the jobs that were listed last."""
 
     def __init__(self, folder: Path) -> None:
-        self.ports = {port: str(_free_port()) for port in ("6379", "8000", "9090", "5555")}
+        self.ports = {port: str(free_port()) for port in ("6379", "8000", "9090", "5555")}
         inherited = {name: text for name, text in os.environ.items() if not name.startswith(("ORCD_", "FLOWER_"))}
         self.url = f"redis://127.0.0.1:{self.ports['6379']}/0"
         variables = {

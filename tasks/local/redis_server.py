@@ -69,7 +69,7 @@ class RedisServer:
         """
         assert threading.current_thread() is threading.main_thread(), "the server would die with this thread"
         assert self._process is None, "it runs already"
-        ports = [self._port] if self._port else [_free_port() for _ in range(PORT_TRIES)]
+        ports = [self._port] if self._port else [free_port() for _ in range(PORT_TRIES)]
         for port in ports:
             if self._answers_on(port):
                 self._port = port
@@ -164,7 +164,7 @@ def _executable() -> str:
     return packaged
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port nobody listens on; somebody may take it before we do.
 
     It is below those that systems give to outgoing connections, of which one could have it while the server is away.

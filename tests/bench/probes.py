@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from orcd.client import Client
-from tasks.local.redis_server import RedisServer, _free_port
+from tasks.local.redis_server import RedisServer, free_port
 from tests.conftest import DEMO_MODEL
 from tests.tasks.worker_process import WorkerProcess
 
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", type=Path, default=DEMO_MODEL, metavar="MODEL.gguf")
     parser.add_argument("--requests", type=int, default=1000, metavar="N")
     given = parser.parse_args()
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder, RedisServer() as server:
         variables = {"ORCD_METRICS_PORT": str(port), "ORCD_LEASE_MS": "10000"}
         with WorkerProcess(server.url, given.model, Path(folder), **variables) as worker:

@@ -99,7 +99,7 @@ def tls_server(certificates: Certificates, port: int) -> ConfiguredServer:
 @contextmanager
 def sentinels(master_port: int, folder: Path, password: str = "", count: int = 3) -> Iterator[list[int]]:
     """So many sentinels that watch the server on ``master_port`` under the name `MASTER`; yields their ports."""
-    ports = [redis_server._free_port() for _ in range(count)]
+    ports = [redis_server.free_port() for _ in range(count)]
     processes = []
     try:
         for port in ports:

@@ -134,7 +134,7 @@ if "flower" in sys.orig_argv and "tasks" in sys.orig_argv:
 def test_a_sigterm_is_heard_also_where_exceptions_are_passed_over(redis_url: str, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(TOLD_TO_STOP_EARLY)
     variables = {"ORCD_REDIS_URL": redis_url, "FLOWER_BASIC_AUTH": "a:b", "PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-m", "orcd", "flower", "--address=127.0.0.1", f"--port={redis_server._free_port()}"]
+    command = [sys.executable, "-m", "orcd", "flower", "--address=127.0.0.1", f"--port={redis_server.free_port()}"]
     done = subprocess.run(command, env=os.environ | variables, cwd=tmp_path, capture_output=True, timeout=60)
     assert done.returncode == 0
     assert b"Traceback" not in done.stderr
@@ -179,7 +179,7 @@ def test_flower_exits_though_redis_is_away(tmp_path: Path) -> None:
     """A thread of it waited for Redis without end, and the process for that thread."""
     log_path = tmp_path / "log"
     with redis_server.RedisServer() as server, log_path.open("w") as log:
-        command = [sys.executable, "-P", "-m", "tasks", "flower", f"--port={redis_server._free_port()}"]
+        command = [sys.executable, "-P", "-m", "tasks", "flower", f"--port={redis_server.free_port()}"]
         variables = os.environ | {"ORCD_REDIS_URL": server.url, "FLOWER_BASIC_AUTH": "a:b"}
         with subprocess.Popen(command, env=variables, stderr=log, cwd=Path(__file__).parents[2]) as flower_process:
             wait_until(lambda: "Connected to" in log_path.read_text())
@@ -192,7 +192,7 @@ def test_flower_exits_though_redis_is_away(tmp_path: Path) -> None:
 
 def test_what_flower_is_to_keep_is_there_after_its_end(redis_url: str, tmp_path: Path) -> None:
     log_path, kept = tmp_path / "log", tmp_path / "kept"
-    options = [f"--port={redis_server._free_port()}", "--persistent=True", f"--db={kept}"]
+    options = [f"--port={redis_server.free_port()}", "--persistent=True", f"--db={kept}"]
     command = [sys.executable, "-P", "-m", "tasks", "flower", *options]
     variables = os.environ | {"ORCD_REDIS_URL": redis_url, "FLOWER_BASIC_AUTH": "a:b"}
     with (

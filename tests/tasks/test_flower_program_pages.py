@@ -18,7 +18,7 @@ import pytest
 
 from orcd.client import Client
 from tasks.app import create_app
-from tasks.local.redis_server import RedisServer, _free_port
+from tasks.local.redis_server import RedisServer, free_port
 from tests.conftest import emptied, wait_until
 from tests.tasks.slow_engine import held_engine, slow_engine
 from tests.tasks.worker_process import WorkerProcess
@@ -55,7 +55,7 @@ class Pages:
 
 @contextmanager
 def flower(redis_url: str, log_path: Path) -> Iterator[Pages]:
-    port = _free_port()
+    port = free_port()
     inherited = {name: text for name, text in os.environ.items() if not name.startswith(("ORCD_", "FLOWER_"))}
     settings = {"ORCD_REDIS_URL": redis_url, "FLOWER_BASIC_AUTH": AUTH}
     command = [sys.executable, "-m", "orcd", "flower", "--address=127.0.0.1", f"--port={port}"]

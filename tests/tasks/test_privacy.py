@@ -22,7 +22,7 @@ from orcd.errors import OrcdError
 from orcd.store import schema
 from orcd.store.dead_letters import DeadLetters
 from tasks.app import create_app
-from tasks.local.redis_server import _free_port
+from tasks.local.redis_server import free_port
 from tests.conftest import wait_until
 from tests.tasks.worker_process import ROOT, WorkerProcess
 from worker.settings import Settings
@@ -47,7 +47,7 @@ class Flower:
 
 @contextmanager
 def _flower(redis_url: str, log_path: Path) -> Iterator[Flower]:
-    port = _free_port()
+    port = free_port()
     inherited = {name: text for name, text in os.environ.items() if not name.startswith("ORCD_")}
     with log_path.open("w") as log:
         command = [sys.executable, "-m", "celery", "-A", "tasks", "flower", "--address=127.0.0.1", f"--port={port}"]
@@ -122,7 +122,7 @@ def _run_canary_jobs(redis_url: str) -> tuple[list[str], list[str]]:
 def test_prompts_and_answers_stay_in_the_jobs_own_keys(
     redis_url: str, shallow_chat_model: Path, tmp_path: Path
 ) -> None:
-    port = _free_port()
+    port = free_port()
     with (
         WorkerProcess(redis_url, shallow_chat_model, tmp_path, ORCD_METRICS_PORT=str(port)) as worker,
         _flower(redis_url, tmp_path / "flower.log") as flower,

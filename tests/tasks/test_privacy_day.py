@@ -26,7 +26,7 @@ from orcd.client import Client
 from orcd.errors import OrcdError
 from orcd.store.dead_letters import DeadLetters
 from tasks.app import create_app
-from tasks.local.redis_server import RedisServer, _free_port
+from tasks.local.redis_server import RedisServer, free_port
 from tasks.observe.health.health_server import METRICS_EVERY_S
 from tests.conftest import wait_until
 from tests.orcd.cli.command_line import run_apart
@@ -250,7 +250,7 @@ def test_a_day_of_mixed_work_tells_no_secret(
     with redis.Redis.from_url(redis_server.url) as connection:
         connection.config_set("requirepass", PASSWORD)
     (tmp_path / "keys.toml").write_text(f'[[keys]]\nname = "day"\nkey = "{API_KEY}"\n')
-    metrics_port = _free_port()
+    metrics_port = free_port()
     with ExitStack() as stack, Collector() as collector:
         Thread(target=collector.serve_forever, daemon=True).start()
         stack.callback(collector.shutdown)

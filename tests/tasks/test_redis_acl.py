@@ -21,7 +21,7 @@ from celery import Celery, chord, group
 from orcd.async_client import AsyncClient
 from orcd.client import Client
 from tasks.app import create_app
-from tasks.local.redis_server import _free_port
+from tasks.local.redis_server import free_port
 from tests.conftest import wait_until
 from tests.orcd.cli.command_line import run_apart
 from tests.orcd.gateway.gateway_process import GatewayProcess
@@ -78,7 +78,7 @@ def test_everything_works_with_the_rights_and_uses_them_all(
     server: ConfiguredServer, shallow_chat_model: Path, tmp_path: Path
 ) -> None:
     url = f"redis://orcd:pass@127.0.0.1:{server.port}/0"
-    variables = slow_engine(tmp_path) | {"ORCD_METRICS_PORT": str(_free_port())}  # slow: what is cancelled still runs
+    variables = slow_engine(tmp_path) | {"ORCD_METRICS_PORT": str(free_port())}  # slow: what is cancelled still runs
     with (
         Watch(server.port) as watch,
         WorkerProcess(url, shallow_chat_model, tmp_path, **variables) as worker,

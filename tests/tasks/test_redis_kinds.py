@@ -53,7 +53,7 @@ def _socket(folder: Path, stack: ExitStack) -> str:
 
 
 def _tls(folder: Path, stack: ExitStack) -> str:
-    certificates, port = Certificates(folder), redis_server._free_port()
+    certificates, port = Certificates(folder), redis_server.free_port()
     _with_password(stack.enter_context(tls_server(certificates, port)))
     certificate, key = certificates.client
     files = f"ssl_ca_certs={certificates.authority}&ssl_certfile={certificate}&ssl_keyfile={key}"
@@ -143,7 +143,7 @@ def _useless_redis(what: str, folder: Path, stack: ExitStack) -> tuple[str, str]
             _with_password(server)
             return f"redis://:canary@127.0.0.1:{server.port}/0", "refuses the password"
         case _:
-            port = redis_server._free_port()
+            port = redis_server.free_port()
             stack.enter_context(tls_server(Certificates(folder), port))
             return f"rediss://:canary@127.0.0.1:{port}", "self-signed certificate in certificate chain"
 

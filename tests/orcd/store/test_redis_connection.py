@@ -141,7 +141,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 @pytest.fixture
 def tls_port(certificates: Certificates) -> Iterator[int]:
     """Where a server speaks TLS and wants a certificate."""
-    port = redis_server._free_port()
+    port = redis_server.free_port()
     with tls_server(certificates, port):
         yield port
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from orcd.client import Client
-from tasks.local.redis_server import _free_port
+from tasks.local.redis_server import free_port
 from tests.chaos.system.tcp_proxy import TcpProxy
 from tests.conftest import wait_until
 from tests.tasks.worker_process import WorkerProcess
@@ -33,7 +33,7 @@ MOMENTS = [
 @pytest.fixture
 def proxy(redis_url: str) -> Iterator[TcpProxy]:
     """Between the worker and Redis."""
-    with TcpProxy(_free_port(), urlsplit(redis_url).port or 0) as proxy:
+    with TcpProxy(free_port(), urlsplit(redis_url).port or 0) as proxy:
         yield proxy
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tasks.local.redis_server import _free_port
+from tasks.local.redis_server import free_port
 from tests.tasks.worker_process import WorkerProcess
 
 PROGRAM = """
@@ -37,7 +37,7 @@ def test_a_worker_that_may_have_no_more_threads_or_processes_says_so(
     (tmp_path / "sitecustomize.py").write_text(PROGRAM.format(refused=refused))
     variables = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     if refused == "tasks.observe.health":
-        variables["ORCD_METRICS_PORT"] = str(_free_port())
+        variables["ORCD_METRICS_PORT"] = str(free_port())
     worker = WorkerProcess(redis_url, shallow_model, tmp_path, by_celery=True, by_exec=True, **variables)
     try:
         assert worker.process.wait(60) == 1

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from orcd.client import Client
-from tasks.local.redis_server import _free_port
+from tasks.local.redis_server import free_port
 from tests.conftest import wait_until
 from tests.tasks.dispatch.test_dispatcher import Streams
 from tests.tasks.slow_engine import hold, let_go, slow_engine
@@ -126,7 +126,7 @@ def test_a_worker_that_loads_its_model_leaves_at_once(
 def test_a_worker_that_was_told_to_leave_is_not_ready_and_says_so(
     redis_url: str, shallow_chat_model: Path, tmp_path: Path
 ) -> None:
-    port = _free_port()
+    port = free_port()
     variables = {"ORCD_METRICS_PORT": str(port), "ORCD_DRAIN_TIMEOUT_S": str(LONG_DRAIN_S)}
     with Client(redis_url) as client, SlowWorker(redis_url, shallow_chat_model, tmp_path, **variables) as worker:
         worker.begin(client)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from orcd.client import Client
-from tasks.local.redis_server import _free_port
+from tasks.local.redis_server import free_port
 from tests.tasks.slow_engine import slow_engine
 from tests.tasks.worker_process import WorkerProcess, wait_until_running
 
@@ -95,7 +95,7 @@ def _readiness(port: int) -> Iterator[int]:
 def test_a_worker_that_loses_a_thread_gives_its_jobs_back_and_leaves(
     redis_url: str, shallow_model: Path, tmp_path: Path, variables: dict[str, str], kill: Kill, thread: str
 ) -> None:
-    port = _free_port()
+    port = free_port()
     with (
         WorkerProcess(redis_url, shallow_model, tmp_path, ORCD_METRICS_PORT=str(port), **variables) as worker,
         Client(redis_url) as client,

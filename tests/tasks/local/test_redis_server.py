@@ -72,8 +72,8 @@ def test_without_an_append_only_file_a_killed_server_comes_back_empty() -> None:
 
 def test_a_port_that_somebody_else_took_is_not_used(shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = int(shared_redis.url.split(":")[2].split("/")[0])
-    ports = iter([taken, taken, module._free_port(), 1, 1])
-    monkeypatch.setattr(module, "_free_port", lambda: next(ports))
+    ports = iter([taken, taken, module.free_port(), 1, 1])
+    monkeypatch.setattr(module, "free_port", lambda: next(ports))
     with RedisServer() as server:
         assert server.url != shared_redis.url
         assert answers(server.url)
@@ -82,7 +82,7 @@ def test_a_port_that_somebody_else_took_is_not_used(shared_redis: RedisServer, m
 
 def test_a_server_that_does_not_start_says_why(shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = int(shared_redis.url.split(":")[2].split("/")[0])
-    monkeypatch.setattr(module, "_free_port", lambda: taken)
+    monkeypatch.setattr(module, "free_port", lambda: taken)
     with pytest.raises(
         RedisUnavailable, match=f"redis-server did not start on port {taken} .*: .*Failed listening on port"
     ):

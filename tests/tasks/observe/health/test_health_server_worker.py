@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from orcd.client import Client
-from tasks.local.redis_server import RedisServer, _free_port
+from tasks.local.redis_server import RedisServer, free_port
 from tests.conftest import wait_until
 from tests.tasks.worker_process import WorkerProcess
 
@@ -38,7 +38,7 @@ class Probe:
 def test_a_worker_is_ready_only_while_it_would_run_a_job(
     redis_server: RedisServer, shallow_model: Path, tmp_path: Path
 ) -> None:
-    port = _free_port()
+    port = free_port()
     variables = {"ORCD_METRICS_PORT": str(port), "ORCD_METRICS_HOST": "0.0.0.0"}  # noqa: S104
     probe = Probe(port)
     with WorkerProcess(redis_server.url, shallow_model, tmp_path, **variables) as worker:
