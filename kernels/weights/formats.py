@@ -44,7 +44,7 @@ class Scaling(Enum):
     SUPER_MINS = ("6-bit scale and minimum of 32 columns, times float16 scale and minimum of 256", 64, 64)
     SUPER_MINS_16 = ("4-bit scale and minimum of 16 columns, times float16 scale and minimum of 256", 64, 64)
     ODD_SCALES = ("odd number below 32 of 16 columns, times float16 of 256", 32, 32)
-    EXPONENT = ("power of two of 32 columns, relative to the largest of the row: `RowBase` of dequant.cuh", 32, 0)
+    EXPONENT = ("power of two of 32 columns, relative to the largest of the row: `RowBase` of scales.cuh", 32, 0)
 
     def __init__(self, meaning: str, scale_bytes: int, super_bytes: int) -> None:
         self.meaning = meaning
